@@ -1,0 +1,20 @@
+;; Never leaves its handler: an endless loop that calls nothing.
+(component $guest
+  (import "wasi:http/types@0.2.0" (instance $http
+    (export "incoming-request" (type (sub resource)))
+    (export "response-outparam" (type (sub resource)))
+  ))
+  (alias export $http "incoming-request" (type $incoming-request))
+  (alias export $http "response-outparam" (type $response-outparam))
+
+  (core module $main-module
+    (func (export "handle") (param $request i32) (param $out i32)
+      (loop $again (br $again)))
+  )
+  (core instance $main (instantiate $main-module))
+  (func $handle
+    (param "request" (own $incoming-request)) (param "response-out" (own $response-outparam))
+    (canon lift (core func $main "handle")))
+  (instance $handler (export "handle" (func $handle)))
+  (export "wasi:http/incoming-handler@0.2.0" (instance $handler))
+)
