@@ -1,0 +1,3 @@
+//! The `selvage` program.
+
+fn main() {}

@@ -1,0 +1,25 @@
+//! The documents that more than one part of Selvage reads: apps, releases, plans, node and control-plane
+//! configuration, and the words they are made of.
+//!
+//! Everything here is parsed once and then valid. Nothing here knows tokio, a socket or a clock.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod app;
+pub mod bundle;
+pub mod control_plane;
+pub mod digest;
+pub mod id;
+pub mod invalid;
+pub mod limits;
+pub mod manifest;
+pub mod node;
+pub mod oci;
+pub mod plan;
+pub mod release;
+pub mod signature;
+
+pub use digest::Digest;
+pub use id::{AppName, ComponentName, NodeName, Region, StoreLabel, StoreName};
+pub use invalid::Invalid;
+pub use limits::Limits;

@@ -1,0 +1,215 @@
+//! The configuration of a node: a TOML file that its operator writes.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::invalid::{Invalid, Problems};
+use crate::limits::Limits;
+use crate::{NodeName, Region, app};
+
+/// A node's configuration. Relative paths are relative to the file's directory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Unique in the fleet.
+    pub name: NodeName,
+    /// Where it stands.
+    pub region: Region,
+    /// Apps answer at `<app>.<domain>` besides the hosts that they name. Default `localhost`.
+    #[serde(default = "localhost")]
+    pub domain: String,
+    /// Everything that must survive a restart: plan, components, compiled code, KV.
+    pub state_dir: PathBuf,
+    /// Where requests come in.
+    pub listen: Listen,
+    /// Certificates of the front.
+    #[serde(default)]
+    pub certificates: Vec<CertificateFiles>,
+    /// Who this node is to its peers and the control plane. Needed for `control_plane` and for replication.
+    pub identity: Option<IdentityFiles>,
+    /// Where plans come from. Without it the node runs the last plan on its disk.
+    pub control_plane: Option<ControlPlaneAddress>,
+    /// Whose signatures count. The plan has no say in this.
+    #[serde(default)]
+    pub trust: Trust,
+    /// The most that any component may use here, whatever its app says.
+    #[serde(default = "Limits::node_cap")]
+    pub limits: Limits,
+    /// What guests may reach besides what their app allows.
+    #[serde(default)]
+    pub egress: Egress,
+    /// Requests under way at once on this node; more are answered 503. Default 10,000.
+    #[serde(default = "requests_max")]
+    pub requests_max: u32,
+    /// On SIGTERM, how long requests under way may take to end, milliseconds. Default 30,000.
+    #[serde(default = "drain_ms")]
+    pub drain_ms: u64,
+}
+
+fn localhost() -> String {
+    "localhost".into()
+}
+
+fn requests_max() -> u32 {
+    10_000
+}
+
+fn drain_ms() -> u64 {
+    30_000
+}
+
+/// Sockets of a node. Port 0 takes any free port.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// HTTP/1.1 and HTTP/2 over TLS (TCP), and HTTP/3 (UDP) on the same port number.
+    pub https: Option<SocketAddr>,
+    /// HTTP/1.1 and HTTP/2 with prior knowledge, without TLS.
+    pub http: Option<SocketAddr>,
+    /// Replication between nodes (UDP). Without it the node's KV stands alone.
+    pub replication: Option<SocketAddr>,
+    /// Health, metrics and KV for operators: mTLS where `identity` is set, else only a loopback address is taken.
+    pub admin: Option<SocketAddr>,
+}
+
+/// A certificate chain and its key, PEM.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateFiles {
+    /// The chain, the leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// The mTLS identity of a node or a control plane, PEM.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityFiles {
+    /// The chain, the leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+    /// The authorities that peers must come from.
+    pub roots: PathBuf,
+}
+
+/// Where the control plane listens.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlPlaneAddress {
+    /// `host:port`.
+    pub address: String,
+}
+
+/// Whose signatures count. Empty: nothing runs.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    /// Public keys of cosign key pairs, PEM files.
+    #[serde(default)]
+    pub keys: Vec<PathBuf>,
+    /// Whether cosign 2's `.sig` tags count where an artifact has no bundle. Default no.
+    #[serde(default)]
+    pub legacy_signatures: bool,
+}
+
+/// What guests may reach.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    /// Loopback, private and link-local addresses, also where a name resolves to one. Default no.
+    #[serde(default)]
+    pub private_networks: bool,
+    /// Authorities trusted besides the public ones, PEM files.
+    #[serde(default)]
+    pub roots: Vec<PathBuf>,
+}
+
+impl NodeConfig {
+    /// Reads the text of `file`; paths become absolute.
+    ///
+    /// # Errors
+    /// Every mistake with its place.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Invalid> {
+        let mut config: Self = toml::from_str(text).map_err(|e| Invalid::of_toml(file, text, &e))?;
+        config.place_below(file.parent().unwrap_or(Path::new("")));
+        let mut problems = Problems::default();
+        let listen = &config.listen;
+        if listen.https.is_none() && listen.http.is_none() {
+            problems.add(None, "listen", "neither https nor http is set", Some("add https = \"0.0.0.0:443\""));
+        }
+        if listen.https.is_some() && config.certificates.is_empty() {
+            let hint = "add [[certificates]] with certificate and key";
+            problems.add(None, "certificates", "listen.https needs a certificate", Some(hint));
+        }
+        if config.identity.is_none() && (config.control_plane.is_some() || listen.replication.is_some()) {
+            let hint = "add [identity] with certificate, key and roots";
+            problems.add(None, "identity", "control_plane and listen.replication need an identity", Some(hint));
+        }
+        if config.identity.is_none() && listen.admin.is_some_and(|a| !a.ip().is_loopback()) {
+            let hint = "listen on 127.0.0.1 or add [identity]";
+            problems.add(None, "listen.admin", "without an identity only loopback is taken", Some(hint));
+        }
+        if config.control_plane.is_some() && config.trust.keys.is_empty() {
+            let hint = "add keys = [\"cosign.pub\"] under [trust]";
+            problems.add(None, "trust.keys", "no key is trusted, so nothing would ever run", Some(hint));
+        }
+        if !app::is_host(&config.domain) {
+            problems.add(None, "domain", format!("{:?} is no lower-case host name", config.domain), None);
+        }
+        problems.settle(file, text, Some(config))
+    }
+
+    fn place_below(&mut self, base: &Path) {
+        let certificates = self.certificates.iter_mut().flat_map(|c| [&mut c.certificate, &mut c.key]);
+        let identity = self.identity.iter_mut().flat_map(|i| [&mut i.certificate, &mut i.key, &mut i.roots]);
+        let keys = self.trust.keys.iter_mut().chain(&mut self.egress.roots);
+        for path in certificates.chain(identity).chain(keys).chain([&mut self.state_dir]) {
+            *path = base.join(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+name = "fra-1"
+region = "fra"
+state_dir = "state"
+listen = { https = "127.0.0.1:0", replication = "127.0.0.1:0" }
+certificates = [{ certificate = "front.pem", key = "front.key" }]
+identity = { certificate = "node.pem", key = "node.key", roots = "/ca.pem" }
+control_plane = { address = "127.0.0.1:7400" }
+trust = { keys = ["cosign.pub"] }
+"#;
+
+    fn parse(text: &str) -> Result<NodeConfig, Invalid> {
+        NodeConfig::parse(Path::new("/etc/selvage/node.toml"), text)
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.state_dir, Path::new("/etc/selvage/state"));
+        assert_eq!(config.trust.keys, [Path::new("/etc/selvage/cosign.pub")]);
+        assert_eq!(config.identity.unwrap().roots, Path::new("/ca.pem"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let places = parse(&GOOD.replace("region =", "regoin =")).unwrap_err().places();
+        assert_eq!((places[0].line, places[0].field.as_str()), (Some(3), "regoin"));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "name='a'\nregion='b'\nstate_dir='s'\nlisten={https='127.0.0.1:0'}\ncontrol_plane={address='a:1'}\n";
+        let fields: Vec<String> = parse(text).unwrap_err().places().into_iter().map(|p| p.field).collect();
+        assert_eq!(fields, ["certificates", "identity", "trust.keys"]);
+    }
+}

@@ -1,0 +1,104 @@
+//! A plan: what one node shall run now; and a status: what it says to run.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::release::{Release, ReleaseId};
+use crate::{AppName, Digest, NodeName, Region};
+
+/// Largest plan or status document, bytes.
+pub const PLAN_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Longest that the control plane holds a long poll, milliseconds.
+pub const POLL_MS_MAX: u64 = 30_000;
+/// How often a node tells its status when nothing happens, milliseconds.
+pub const STATUS_MS: u64 = 5_000;
+/// After this long without a status a node counts as gone, milliseconds.
+pub const SILENT_MS: u64 = 15_000;
+/// The control plane's path of a node's plan: `GET {PLAN_PATH}/{node}?after={generation}&wait_ms={ms}`. 200 with a
+/// [`Plan`] newer than `after`, or 304 when there was none in time.
+pub const PLAN_PATH: &str = "/api/v1/plans";
+/// The control plane's path of nodes: `PUT {NODES_PATH}/{node}` with a [`Status`] tells what a node runs.
+pub const NODES_PATH: &str = "/api/v1/nodes";
+
+/// What one node shall run now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// For which node.
+    pub node: NodeName,
+    /// Grows with every change. A node never goes back.
+    pub generation: u64,
+    /// One release for each app.
+    pub releases: Vec<Release>,
+    /// The other nodes that replicate KV.
+    pub peers: Vec<Peer>,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its name.
+    pub node: NodeName,
+    /// Where it stands.
+    pub region: Region,
+    /// Where its replication listens (UDP).
+    pub address: SocketAddr,
+}
+
+/// What a node tells the control plane: who it is, which generation it took (ACK), and what became of each release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    /// Who.
+    pub node: NodeName,
+    /// Where it stands.
+    pub region: Region,
+    /// The program's version.
+    pub version: String,
+    /// The newest plan that it has taken in.
+    pub generation: u64,
+    /// Where its replication listens, if it replicates.
+    pub replication: Option<SocketAddr>,
+    /// Where its front listens.
+    pub front: Option<SocketAddr>,
+    /// Where its admin listener is.
+    pub admin: Option<SocketAddr>,
+    /// What became of each app of the plan.
+    pub apps: Vec<AppStatus>,
+}
+
+/// What became of one app on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AppStatus {
+    /// Which.
+    pub app: AppName,
+    /// What it serves, if anything: with a refusal this is the last good release.
+    pub serving: Option<Serving>,
+    /// The release of the plan that it refused (NACK).
+    pub refused: Option<Refusal>,
+}
+
+/// What serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serving {
+    /// Which release.
+    pub release: ReleaseId,
+    /// Its manifest.
+    pub manifest: Digest,
+}
+
+/// A release that a node would not run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// Which.
+    pub release: ReleaseId,
+    /// A stable word for the cause: `unsigned`, `untrusted`, `digest`, `fetch`, `app`, `compile`, `grant`, `activate`.
+    pub cause: String,
+    /// What was wrong, for people.
+    pub reason: String,
+}
