@@ -1,0 +1,36 @@
+//! TLS identities of Selvage: who a peer is, where its key lies, and what a listener shows to whom.
+//!
+//! Three users. A node's public listener shows certificates by name ([`Resolver`], kept fresh by [`Reload`]).
+//! Nodes and the control plane know each other by a certificate of the fleet's own [`Authority`], whose URI name
+//! is a [`Role`]. Operators reach the control plane with such a certificate or with a token.
+//!
+//! Nothing here opens a socket, starts a task or owns a timer.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod provider;
+
+mod files;
+
+mod identity;
+mod role;
+
+mod authority;
+mod enrolment;
+
+mod reload;
+mod resolver;
+
+mod front;
+mod mutual;
+
+pub use authority::{Authority, AuthorityError};
+pub use enrolment::Enrolment;
+pub use files::{FileError, PemFiles, roots_from_pem};
+pub use front::{TlsVersions, front_server};
+pub use identity::{Identity, IdentityError};
+pub use mutual::{ClientAuth, TlsError, client, mutual_client, mutual_server, roots_of};
+pub use provider::provider;
+pub use reload::{Reload, ReloadError, Reloaded};
+pub use resolver::{Certificates, Resolver, ResolverError};
+pub use role::{INTERNAL_DOMAIN, OperatorName, OperatorNameError, Role, peer_of, peer_role};

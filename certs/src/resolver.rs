@@ -1,0 +1,265 @@
+//! Which certificate a public listener shows, by the name the client asks for.
+//!
+//! The table is immutable and swapped whole: a handshake sees the certificates of before a change or of after it,
+//! and nothing waits. An unknown name gets the default certificate if there is one and no handshake otherwise.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::SignatureScheme;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::DnsName;
+
+use crate::Identity;
+
+/// Names in one table.
+const NAMES_MAX: usize = 100_000;
+
+/// Why an identity can't be shown by name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResolverError {
+    /// The certificate has no DNS name.
+    #[error("certificate has no DNS name to be found by")]
+    Nameless,
+    /// A name isn't one that a client can ask for.
+    #[error("certificate name {name:?} is neither a DNS name nor one label's wildcard")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// Two certificates of one kind of key claim the same name.
+    #[error("two certificates with the same kind of key for {name}")]
+    Taken {
+        /// The name.
+        name: String,
+    },
+    /// There are too many names.
+    #[error("more than {NAMES_MAX} names")]
+    Full,
+}
+
+/// The certificates of one name: one for each kind of key, the preferred first.
+type Keys = Vec<Arc<CertifiedKey>>;
+
+/// A table of certificates by name.
+#[derive(Clone, Default)]
+pub struct Certificates {
+    exact: HashMap<String, Keys>,
+    /// By what follows `*.`.
+    wildcard: HashMap<String, Keys>,
+    default: Option<Arc<CertifiedKey>>,
+}
+
+impl Certificates {
+    /// A table of these identities, each under the DNS names of its certificate.
+    pub fn of<'i>(identities: impl IntoIterator<Item = &'i Identity>) -> Result<Self, ResolverError> {
+        let mut table = Self::default();
+        for identity in identities {
+            table.add(identity)?;
+        }
+        Ok(table)
+    }
+
+    /// The same table with a certificate for unknown names and for clients that name nothing.
+    #[must_use]
+    pub fn with_default(mut self, identity: &Identity) -> Self {
+        self.default = Some(identity.certified_key());
+        self
+    }
+
+    /// How many names and wildcards the table knows.
+    pub fn len(&self) -> usize {
+        self.exact.len() + self.wildcard.len()
+    }
+
+    /// Whether no name is known. The default is not counted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a client that asks for `name` is shown a certificate for it, not the default one.
+    pub fn knows(&self, name: &str) -> bool {
+        self.named(name).is_some()
+    }
+
+    fn add(&mut self, identity: &Identity) -> Result<(), ResolverError> {
+        if identity.names().is_empty() {
+            return Err(ResolverError::Nameless);
+        }
+        for name in identity.names() {
+            let (table, host) = match name.strip_prefix("*.") {
+                Some(parent) => (&mut self.wildcard, parent),
+                None => (&mut self.exact, name.as_str()),
+            };
+            if DnsName::try_from_str(host).is_err() || host.ends_with('.') {
+                return Err(ResolverError::Name { name: name.clone() });
+            }
+            let keys = table.entry(host.to_owned()).or_default();
+            let key = identity.certified_key();
+            match keys.iter().find(|other| other.key.algorithm() == key.key.algorithm()) {
+                // A certificate may say the same name twice.
+                Some(same) if Arc::ptr_eq(same, &key) => {}
+                Some(_) => return Err(ResolverError::Taken { name: name.clone() }),
+                None => keys.push(key),
+            }
+        }
+        if self.len() > NAMES_MAX { Err(ResolverError::Full) } else { Ok(()) }
+    }
+
+    /// Exact before wildcard; a wildcard stands for one label (RFC 9525 6.3).
+    fn named(&self, name: &str) -> Option<&Keys> {
+        let name = lower(name);
+        self.exact.get(&*name).or_else(|| {
+            let (label, parent) = name.split_once('.')?;
+            if label.is_empty() { None } else { self.wildcard.get(parent) }
+        })
+    }
+
+    fn find(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let keys = match name.and_then(|name| self.named(name)) {
+            Some(keys) => keys.as_slice(),
+            None => self.default.as_slice(),
+        };
+        keys.iter().find(|key| key.key.choose_scheme(schemes).is_some()).cloned()
+    }
+}
+
+/// rustls lowers names already; the table does not depend on it.
+fn lower(name: &str) -> Cow<'_, str> {
+    if name.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(name.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificates")
+            .field("names", &self.exact.len())
+            .field("wildcards", &self.wildcard.len())
+            .field("default", &self.default.is_some())
+            .finish()
+    }
+}
+
+/// The table that listeners look into, which may change under them.
+pub struct Resolver {
+    table: ArcSwap<Certificates>,
+}
+
+impl Resolver {
+    /// A resolver that begins with this table.
+    pub fn new(table: Certificates) -> Self {
+        Self { table: ArcSwap::from_pointee(table) }
+    }
+
+    /// Puts another table in place, for every handshake from now on.
+    pub fn swap(&self, table: Certificates) {
+        self.table.store(Arc::new(table));
+    }
+
+    /// The table as it is now.
+    pub fn table(&self) -> Arc<Certificates> {
+        self.table.load_full()
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.table.load().find(hello.server_name(), hello.signature_schemes())
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Resolver").field(&self.table.load()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Authority;
+
+    const ECDSA: &[SignatureScheme] = &[SignatureScheme::ECDSA_NISTP256_SHA256];
+
+    fn identity(names: &[&str]) -> Identity {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let address = [std::net::IpAddr::from([127, 0, 0, 1])];
+        Authority::create("test").unwrap().issue_server(&names, &address).unwrap()
+    }
+
+    fn shown(table: &Certificates, name: Option<&str>, identity: &Identity) -> bool {
+        table.find(name, ECDSA).is_some_and(|key| Arc::ptr_eq(&key, &identity.certified_key()))
+    }
+
+    #[test]
+    fn an_exact_name_goes_before_a_wildcard() {
+        let (exact, wildcard) = (identity(&["a.example.test"]), identity(&["*.example.test"]));
+        let table = Certificates::of([&wildcard, &exact]).unwrap();
+        assert!(shown(&table, Some("a.example.test"), &exact));
+        assert!(shown(&table, Some("A.Example.TEST"), &exact));
+        assert!(shown(&table, Some("b.example.test"), &wildcard));
+        assert!(shown(&table, Some("B.EXAMPLE.test"), &wildcard));
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_one_label_exactly() {
+        let table = Certificates::of([&identity(&["*.example.test"])]).unwrap();
+        assert!(table.knows("a.example.test"));
+        for name in ["example.test", ".example.test", "a.b.example.test", "aexample.test", "*", "test", ""] {
+            assert!(!table.knows(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_gets_the_default_or_nothing() {
+        let (known, default) = (identity(&["known.test"]), identity(&["default.test"]));
+        let table = Certificates::of([&known]).unwrap();
+        for name in [Some("unknown.test"), Some("default.test"), None] {
+            assert!(table.find(name, ECDSA).is_none(), "{name:?}");
+            assert!(shown(&table.clone().with_default(&default), name, &default), "{name:?}");
+        }
+        assert!(shown(&table.with_default(&default), Some("known.test"), &known));
+    }
+
+    #[test]
+    fn a_client_that_can_verify_no_key_of_a_name_gets_none() {
+        let known = identity(&["known.test"]);
+        let table = Certificates::of([&known]).unwrap().with_default(&known);
+        assert!(table.find(Some("known.test"), &[SignatureScheme::RSA_PSS_SHA256]).is_none());
+        assert!(table.find(None, &[]).is_none());
+    }
+
+    #[test]
+    fn two_certificates_for_one_name_are_refused() {
+        for names in [["a.test", "b.test"], ["*.a.test", "*.b.test"]] {
+            let error = Certificates::of([&identity(&names), &identity(&names[..1])]).unwrap_err();
+            assert_eq!(error, ResolverError::Taken { name: names[0].to_owned() });
+        }
+        let twice = identity(&["a.test", "a.test"]);
+        assert_eq!(Certificates::of([&twice]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_certificate_without_a_dns_name_is_only_good_as_the_default() {
+        let nameless = identity(&[]);
+        assert_eq!(Certificates::of([&nameless]).unwrap_err(), ResolverError::Nameless);
+        let table = Certificates::default().with_default(&nameless);
+        assert!(table.is_empty() && shown(&table, Some("any.test"), &nameless));
+    }
+
+    #[test]
+    fn a_swap_is_seen_by_the_next_handshake() {
+        let resolver = Resolver::new(Certificates::of([&identity(&["old.test"])]).unwrap());
+        let before = resolver.table();
+        resolver.swap(Certificates::of([&identity(&["new.test"])]).unwrap());
+        assert!(before.knows("old.test") && !before.knows("new.test"));
+        assert!(!resolver.table().knows("old.test") && resolver.table().knows("new.test"));
+    }
+}

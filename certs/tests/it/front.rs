@@ -1,0 +1,122 @@
+//! The public listener, as clients of any name see it.
+
+use rustls::version::{TLS12, TLS13};
+use rustls::{AlertDescription, Error, HandshakeKind, ProtocolVersion, SupportedProtocolVersion};
+use selvage_certs::{Certificates, PemFiles, Reload, Resolver, TlsVersions, front_server, provider};
+
+use super::*;
+
+const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+
+/// A browser: it offers what `versions` says and trusts `authority`.
+fn browser(authority: &Authority, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots(authority))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
+    Arc::new(config)
+}
+
+fn front(table: Certificates, versions: TlsVersions) -> Arc<ServerConfig> {
+    front_server(Arc::new(Resolver::new(table)), ALPN, versions).unwrap()
+}
+
+#[tokio::test]
+async fn every_name_is_shown_its_own_certificate() {
+    let authority = Authority::create("public").unwrap();
+    let exact = server_identity(&authority, "a.shop.test");
+    let wildcard = server_identity(&authority, "*.shop.test");
+    let server = front(Certificates::of([&exact, &wildcard]).unwrap(), TlsVersions::Only13);
+    let client = browser(&authority, &[&TLS13]);
+    for (name, identity) in [("a.shop.test", &exact), ("A.SHOP.TEST", &exact), ("b.shop.test", &wildcard)] {
+        let handshake = handshake(&client, &server, name).await;
+        assert_eq!(handshake.shown(), identity.chain()[0], "{name}");
+        let (_, connection) = handshake.server.as_ref().unwrap().get_ref();
+        assert_eq!(connection.alpn_protocol(), Some(&b"h2"[..]));
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_name_has_no_handshake() {
+    let authority = Authority::create("public").unwrap();
+    let wildcard = server_identity(&authority, "*.shop.test");
+    let server = front(Certificates::of([&wildcard]).unwrap(), TlsVersions::From12);
+    let client = browser(&authority, &[&TLS13, &TLS12]);
+    for name in ["shop.test", "a.b.shop.test", "other.test", "127.0.0.1"] {
+        let refused = handshake(&client, &server, name).await;
+        let alert = refused.client_error();
+        assert!(matches!(alert, Error::AlertReceived(AlertDescription::AccessDenied)), "{name}: {alert:?}");
+        assert!(refused.is_refused());
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_name_is_shown_the_default() {
+    let authority = Authority::create("public").unwrap();
+    let default = authority.issue_server(&[], &[[127, 0, 0, 1].into()]).unwrap();
+    let table = Certificates::of([&server_identity(&authority, "shop.test")]).unwrap();
+    let server = front(table.with_default(&default), TlsVersions::Only13);
+    let handshake = handshake(&browser(&authority, &[&TLS13]), &server, "127.0.0.1").await;
+    assert_eq!(handshake.shown(), default.chain()[0]);
+}
+
+#[tokio::test]
+async fn tls_1_2_is_spoken_only_where_it_is_allowed() {
+    let authority = Authority::create("public").unwrap();
+    let table = Certificates::of([&server_identity(&authority, "shop.test")]).unwrap();
+    let old = browser(&authority, &[&TLS12]);
+    let refused = handshake(&old, &front(table.clone(), TlsVersions::Only13), "shop.test").await;
+    assert!(matches!(refused.server_error(), Error::PeerIncompatible(_)));
+    assert!(refused.is_refused());
+    let server = front(table, TlsVersions::From12);
+    for (client, version) in
+        [(old, ProtocolVersion::TLSv1_2), (browser(&authority, &[&TLS12, &TLS13]), ProtocolVersion::TLSv1_3)]
+    {
+        let handshake = handshake(&client, &server, "shop.test").await;
+        let (_, connection) = handshake.client.as_ref().unwrap().get_ref();
+        assert_eq!(connection.protocol_version(), Some(version));
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_but_takes_no_early_data() {
+    let authority = Authority::create("public").unwrap();
+    let table = Certificates::of([&server_identity(&authority, "shop.test")]).unwrap();
+    let server = front(table, TlsVersions::Only13);
+    let mut client = Arc::unwrap_or_clone(browser(&authority, &[&TLS13]));
+    client.enable_early_data = true;
+    let client = Arc::new(client);
+    for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let handshake = handshake(&client, &server, "shop.test").await;
+        let (_, connection) = handshake.client.as_ref().unwrap().get_ref();
+        assert_eq!(connection.handshake_kind(), Some(expected));
+        assert!(!connection.is_early_data_accepted());
+    }
+    let name = ServerName::try_from("shop.test").unwrap();
+    let mut again = rustls::ClientConnection::new(client, name).unwrap();
+    assert!(again.early_data().is_none());
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_and_a_bad_one_is_not() {
+    let authority = Authority::create("public").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let files = PemFiles { certificate: directory.path().join("shop.pem"), key: directory.path().join("shop-key.pem") };
+    let (first, second) = (server_identity(&authority, "shop.test"), server_identity(&authority, "shop.test"));
+    first.save(&files.certificate, &files.key).unwrap();
+    let mut reload = Reload::open(vec![files.clone()], None).unwrap();
+    let server = front_server(reload.resolver(), ALPN, TlsVersions::Only13).unwrap();
+    // A new client each time, so that no session is resumed.
+    let shown = async || handshake(&browser(&authority, &[&TLS13]), &server, "shop.test").await.shown();
+    assert_eq!(shown().await, first.chain()[0]);
+
+    std::fs::write(&files.certificate, "nonsense").unwrap();
+    reload.reload().unwrap_err();
+    assert_eq!(shown().await, first.chain()[0]);
+
+    second.save(&files.certificate, &files.key).unwrap();
+    reload.reload().unwrap();
+    assert_eq!(shown().await, second.chain()[0]);
+}
