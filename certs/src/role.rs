@@ -186,7 +186,7 @@ mod tests {
             uris,
             ["spiffe://selvage/node/fra/fra-1", "spiffe://selvage/control-plane", "spiffe://selvage/operator/ada"]
         );
-        assert_eq!(uris.map(|uri| uri.parse().unwrap()), roles());
+        assert_eq!(uris.map(|uri| uri.parse::<Role>().unwrap()), roles());
     }
 
     #[test]
