@@ -194,7 +194,10 @@ impl App {
         }
         for host in &self.hosts {
             if !is_host(host) {
-                return Err(AppError::Value { field: "hosts".into(), reason: format!("{host:?} is no lower-case host name") });
+                return Err(AppError::Value {
+                    field: "hosts".into(),
+                    reason: format!("{host:?} is no lower-case host name"),
+                });
             }
         }
         for route in &self.routes {
@@ -230,7 +233,10 @@ impl App {
             return Err(AppError::Value { field: format!("{from} limits.{field}"), reason: "must not be 0".into() });
         }
         if let Some(path) = component.files.keys().find(|path| !is_inner_path(path)) {
-            return Err(AppError::Value { field: format!("{from} files"), reason: format!("{path:?} leaves its directory") });
+            return Err(AppError::Value {
+                field: format!("{from} files"),
+                reason: format!("{path:?} leaves its directory"),
+            });
         }
         Ok(())
     }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::Digest;
 use crate::invalid::{Invalid, Problems};
 use crate::node::IdentityFiles;
-use crate::Digest;
 
 /// A control plane's configuration. Relative paths are relative to the file's directory.
 #[derive(Debug, Clone, Deserialize)]

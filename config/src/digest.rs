@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn other_spellings_are_refused() {
-        for bad in ["", "sha256:", &EMPTY.to_uppercase(), &EMPTY[7..], &EMPTY[..70], "sha512:00", &format!("{EMPTY}0")] {
+        for bad in ["", "sha256:", &EMPTY.to_uppercase(), &EMPTY[7..], &EMPTY[..70], "sha512:00", &format!("{EMPTY}0")]
+        {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

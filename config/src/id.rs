@@ -9,7 +9,9 @@ pub const NAME_BYTES_MAX: usize = 63;
 
 /// A name that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} {text:?} must be 1 to {NAME_BYTES_MAX} characters of a-z, 0-9 and inner '-', starting with a letter or digit")]
+#[error(
+    "{kind} {text:?} must be 1 to {NAME_BYTES_MAX} characters of a-z, 0-9 and inner '-', starting with a letter or digit"
+)]
 pub struct NameError {
     kind: &'static str,
     text: String,

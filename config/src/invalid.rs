@@ -148,6 +148,11 @@ impl Problems {
         self.0.push(Problem { span: span.into(), field, message, hint: hint.map(str::to_owned) });
     }
 
+    /// Whether nothing was noted yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// `value`, or all that was noted.
     pub(crate) fn settle<T>(self, file: &Path, text: &str, value: Option<T>) -> Result<T, Invalid> {
         match value {

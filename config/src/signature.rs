@@ -190,8 +190,10 @@ impl Bundle {
 }
 
 mod base64_bytes {
-    use super::{Engine as _, STANDARD};
+    use base64::Engine as _;
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::STANDARD;
 
     pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&STANDARD.encode(bytes))

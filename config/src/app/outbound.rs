@@ -69,9 +69,9 @@ impl std::str::FromStr for AllowedHost {
         };
         let (authority, network) = split_path(rest).ok_or_else(|| wrong(OutboundError::Path))?;
         let (host, port) = split_port(authority).ok_or_else(|| wrong(OutboundError::Host))?;
-        let host = parse_host(host, network).ok_or_else(|| wrong(OutboundError::Host))?;
+        let host = parse_host(&host, network).ok_or_else(|| wrong(OutboundError::Host))?;
         let ports = match (port, &scheme) {
-            (Some(port), _) => parse_ports(port).ok_or_else(|| wrong(OutboundError::Port))?,
+            (Some(port), _) => parse_ports(&port).ok_or_else(|| wrong(OutboundError::Port))?,
             (None, None) => Ports::Any,
             (None, Some(_)) if host == Host::Itself => Ports::Any,
             (None, Some(scheme)) => {
@@ -110,7 +110,7 @@ fn split_port(authority: String) -> Option<(String, Option<String>)> {
     }
 }
 
-fn parse_host(host: String, network: Option<u8>) -> Option<Host> {
+fn parse_host(host: &str, network: Option<u8>) -> Option<Host> {
     if let Ok(address) = host.parse::<IpAddr>() {
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let prefix = network.unwrap_or(bits);
@@ -119,18 +119,19 @@ fn parse_host(host: String, network: Option<u8>) -> Option<Host> {
     if network.is_some() {
         return None;
     }
-    match host.as_str() {
+    match host {
         "*" => return Some(Host::Any),
         "self" | "self.alt" => return Some(Host::Itself),
         _ => {}
     }
-    let (below, name) = host.strip_prefix("*.").map_or((false, host.as_str()), |name| (true, name));
-    let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    let (below, name) = host.strip_prefix("*.").map_or((false, host), |name| (true, name));
+    let is_name =
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     let name = name.to_ascii_lowercase();
-    is_name.then(|| if below { Host::Below(name) } else { Host::Name(name) })
+    is_name.then_some(if below { Host::Below(name) } else { Host::Name(name) })
 }
 
-fn parse_ports(port: String) -> Option<Ports> {
+fn parse_ports(port: &str) -> Option<Ports> {
     if port == "*" {
         return Some(Ports::Any);
     }
@@ -156,7 +157,9 @@ impl AllowedHost {
     fn host_fits(&self, host: &str) -> bool {
         match &self.host {
             Host::Any => true,
-            Host::Below(domain) => host.strip_suffix(domain.as_str()).is_some_and(|head| head.len() > 1 && head.ends_with('.')),
+            Host::Below(domain) => {
+                host.strip_suffix(domain.as_str()).is_some_and(|head| head.len() > 1 && head.ends_with('.'))
+            }
             Host::Name(name) => host == name,
             Host::Network(network, bits) => host.parse().is_ok_and(|address| in_network(address, *network, *bits)),
             Host::Itself => matches!(host, "self" | "self.alt"),
@@ -166,7 +169,9 @@ impl AllowedHost {
 
 fn in_network(address: IpAddr, network: IpAddr, bits: u8) -> bool {
     match (address, network) {
-        (IpAddr::V4(a), IpAddr::V4(n)) => same_prefix(u128::from(a.to_bits()) << 96, u128::from(n.to_bits()) << 96, bits),
+        (IpAddr::V4(a), IpAddr::V4(n)) => {
+            same_prefix(u128::from(a.to_bits()) << 96, u128::from(n.to_bits()) << 96, bits)
+        }
         (IpAddr::V6(a), IpAddr::V6(n)) => same_prefix(a.to_bits(), n.to_bits(), bits),
         _ => false,
     }
@@ -210,7 +215,18 @@ mod tests {
 
     #[test]
     fn what_is_not_of_the_grammar_is_refused() {
-        for bad in ["", "api.example", "https://", "https://a/b", "h2tp://a", "https://a:x", "https://a*b", "ftp://a", "http://a:9..3", "http://10.0.0.0/40"] {
+        for bad in [
+            "",
+            "api.example",
+            "https://",
+            "https://a/b",
+            "h2tp://a",
+            "https://a:x",
+            "https://a*b",
+            "ftp://a",
+            "http://a:9..3",
+            "http://10.0.0.0/40",
+        ] {
             assert!(bad.parse::<AllowedHost>().is_err(), "{bad}");
         }
     }
