@@ -532,6 +532,24 @@ mod tests {
     }
 
     #[test]
+    fn a_role_is_refused_when_its_certificate_has_ended() {
+        let authority = Authority::create("test").unwrap();
+        let roots = crate::roots_of(&[authority.certificate_der()]).unwrap();
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), crate::provider())
+            .build()
+            .unwrap();
+        let key = KeyPair::generate().unwrap();
+        let verify = |age: Duration| {
+            let params = role_parameters(&node("a"), &[], &[], SystemTime::now() - age).unwrap();
+            let certificate = authority.sign(params, &key).unwrap();
+            verifier.verify_client_cert(&certificate, &[], rustls_pki_types::UnixTime::now())
+        };
+        assert!(verify(ROLE_LIFE - Duration::from_secs(60)).is_ok());
+        let error = verify(ROLE_LIFE + Duration::from_secs(60)).unwrap_err();
+        assert!(error.to_string().contains("expired"), "{error}");
+    }
+
+    #[test]
     fn nothing_outlives_its_authority() {
         let mut authority = Authority::create("test").unwrap();
         let end = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
