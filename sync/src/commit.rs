@@ -1,0 +1,243 @@
+//! The committer: the one thread that owns the replica and writes to the engine.
+//!
+//! It takes what is waiting as one group, applies every commit of it, flushes once, and only then answers the
+//! writers and sends to the peers. So many writers share one flush, and no peer learns of a write that a crash can
+//! take back. A reader may see a write shortly before it is durable.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use selvage_config::NodeName;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::engine::{Engine, EngineError};
+use crate::entry::Key;
+use crate::replica::{Action, Event, Health, Notice, Replica, Write, WriteError};
+use crate::store::KvError;
+use crate::wire::Message;
+
+/// Inputs of one group, at most.
+const GROUP_MAX: usize = 256;
+
+/// Inputs that may wait. Their bytes are bounded by the permits they carry.
+pub(crate) const INPUTS_MAX: usize = 1024;
+
+/// What a writer waits for.
+pub(crate) type Reply = oneshot::Sender<Result<Option<i64>, KvError>>;
+
+/// What reaches the committer.
+pub(crate) enum Input {
+    Write { key: Key, write: Write, reply: Reply, _room: OwnedSemaphorePermit },
+    Connected { peer: NodeName, session: u64, frames: mpsc::Sender<Bytes> },
+    Disconnected { peer: NodeName, session: u64 },
+    Received { peer: NodeName, session: u64, message: Message, _room: OwnedSemaphorePermit },
+    Sent { peer: NodeName, session: u64, frames: usize, bytes: usize },
+    Tick,
+    Close,
+}
+
+/// The state of the links as readers see it.
+pub(crate) type SharedHealth = Arc<RwLock<Vec<Health>>>;
+
+struct Committer {
+    replica: Replica,
+    engine: Arc<dyn Engine>,
+    links: HashMap<u64, mpsc::Sender<Bytes>>,
+    writers: HashMap<u64, (Key, Reply)>,
+    next_ticket: u64,
+    /// Set for good when the engine failed: what it then holds is unknown, so nothing is written any more.
+    failed: Option<EngineError>,
+    health: SharedHealth,
+}
+
+/// Runs until told to close or until nobody is left who could tell.
+pub(crate) fn run(
+    replica: Replica,
+    engine: Arc<dyn Engine>,
+    mut inputs: mpsc::Receiver<Input>,
+    health: SharedHealth,
+) {
+    let mut committer = Committer {
+        replica,
+        engine,
+        links: HashMap::new(),
+        writers: HashMap::new(),
+        next_ticket: 0,
+        failed: None,
+        health,
+    };
+    let mut open = true;
+    while open {
+        let Some(first) = inputs.blocking_recv() else { break };
+        let mut group = vec![first];
+        while group.len() < GROUP_MAX {
+            match inputs.try_recv() {
+                Ok(input) => group.push(input),
+                Err(_) => break,
+            }
+        }
+        open = committer.group(group);
+    }
+    if let Err(error) = committer.engine.flush() {
+        tracing::error!(error = %error, source = ?error, "last flush of the kv failed");
+    }
+}
+
+impl Committer {
+    /// Does one group. Says whether to go on.
+    fn group(&mut self, inputs: Vec<Input>) -> bool {
+        let mut open = true;
+        let mut publish = false;
+        let mut later = Vec::new();
+        // Permits live until the group is done: what they bound is in memory as long.
+        let mut rooms = Vec::new();
+        for input in inputs {
+            publish |= matches!(input, Input::Connected { .. } | Input::Disconnected { .. } | Input::Tick);
+            let event = match input {
+                Input::Close => {
+                    open = false;
+                    continue;
+                }
+                Input::Write { key, write, reply, _room } => {
+                    rooms.push(_room);
+                    self.next_ticket += 1;
+                    self.writers.insert(self.next_ticket, (key.clone(), reply));
+                    Event::Write { ticket: self.next_ticket, key, write }
+                }
+                Input::Connected { peer, session, frames } => {
+                    self.links.insert(session, frames);
+                    Event::Connected { peer, session }
+                }
+                Input::Disconnected { peer, session } => {
+                    self.links.remove(&session);
+                    Event::Disconnected { peer, session }
+                }
+                Input::Received { peer, session, message, _room } => {
+                    rooms.push(_room);
+                    Event::Received { peer, session, message }
+                }
+                Input::Sent { peer, session, frames, bytes } => Event::Sent { peer, session, frames, bytes },
+                Input::Tick => Event::Tick,
+            };
+            self.event(event, &mut later);
+        }
+        let writes = later.iter().any(|action| matches!(action, Action::Done { result: Ok(_), .. }));
+        if writes && self.failed.is_none() {
+            if let Err(error) = self.engine.flush() {
+                self.fail(error);
+            }
+        }
+        for action in later {
+            self.carry_out(action);
+        }
+        if publish {
+            *self.health.write().unwrap_or_else(PoisonError::into_inner) = self.replica.health();
+        }
+        open
+    }
+
+    /// Hands an event to the replica and applies what it commits. The rest is done after the flush.
+    fn event(&mut self, event: Event, later: &mut Vec<Action>) {
+        if let Some(error) = self.failed.clone() {
+            if let Event::Write { ticket, .. } = event {
+                self.answer(ticket, Err(KvError::Engine(error)));
+            }
+            return;
+        }
+        let ticket = match &event {
+            Event::Write { ticket, .. } => Some(*ticket),
+            _ => None,
+        };
+        let session = match &event {
+            Event::Received { session, .. } | Event::Sent { session, .. } => Some(*session),
+            _ => None,
+        };
+        match self.replica.handle(now_ms(), event) {
+            Ok(actions) => {
+                for action in actions {
+                    match action {
+                        Action::Commit(batch) => {
+                            if let Err(error) = self.engine.apply(batch) {
+                                self.fail(error);
+                            }
+                        }
+                        other => later.push(other),
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = %error, source = ?error, "the kv's engine can't be read");
+                if let Some(ticket) = ticket {
+                    self.answer(ticket, Err(KvError::Engine(error)));
+                }
+                // The peer would take what it sent for merged.
+                if let Some(session) = session {
+                    self.links.remove(&session);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Commit(_) => {}
+            Action::Done { ticket, result } => {
+                let result = match (&self.failed, result) {
+                    (Some(error), _) => Err(KvError::Engine(error.clone())),
+                    (None, Ok(value)) => Ok(value),
+                    (None, Err(error)) => Err(self.refusal(ticket, &error)),
+                };
+                self.answer(ticket, result);
+            }
+            Action::Send { session, frame, .. } => {
+                // The replica counts what is queued, so a full channel is a fault of ours; the link then starts anew.
+                if self.links.get(&session).is_some_and(|frames| frames.try_send(frame).is_err()) {
+                    self.links.remove(&session);
+                }
+            }
+            Action::Close { peer, session, why } => {
+                tracing::warn!(%peer, why, "link closed");
+                self.links.remove(&session);
+            }
+            Action::Notify(Notice::Corrupt { key }) => {
+                tracing::error!(store = %key.store, key = key.name, "corrupt record replaced by a newer entry");
+            }
+            Action::Notify(Notice::Refused { peer, entries }) => {
+                tracing::warn!(%peer, entries, "entries from the future refused: compare the clocks");
+            }
+            Action::Notify(Notice::Rewound { peer, incarnation }) => {
+                tracing::error!(%peer, incarnation, "the kv's directory is an old copy: going on as a new incarnation");
+            }
+        }
+    }
+
+    fn refusal(&self, ticket: u64, error: &WriteError) -> KvError {
+        let key = self.writers.get(&ticket).map_or_else(String::new, |(key, _)| key.name.clone());
+        match error {
+            WriteError::NotCounter(_) => KvError::NotCounter { key },
+            WriteError::Corrupt => KvError::Corrupt { key },
+        }
+    }
+
+    fn answer(&mut self, ticket: u64, result: Result<Option<i64>, KvError>) {
+        if let Some((_, reply)) = self.writers.remove(&ticket) {
+            // A writer that stopped waiting has its write made all the same.
+            let _gone = reply.send(result);
+        }
+    }
+
+    fn fail(&mut self, error: EngineError) {
+        tracing::error!(error = %error, source = ?error, "the kv's engine failed: no more writes until restart");
+        self.failed = Some(error);
+        // What was to be sent may not be durable.
+        self.links.clear();
+    }
+}
+
+/// Milliseconds since the Unix epoch by the wall clock.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,39 @@
+//! The replicated KV of Selvage.
+//!
+//! A write is stamped, committed to this node's engine, pushed to every connected peer at once and merged there.
+//! What a peer missed it gets after the next exchange of version vectors, from any peer that has it.
+//!
+//! [`Replica`] is the protocol: a state machine without sockets, clock or randomness of its own. [`Kv`] is what a
+//! node uses: the replica, its engine and its links. The simulator runs the same replica.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod stamp;
+
+pub mod entry;
+pub mod record;
+
+pub mod vector;
+
+pub mod wire;
+
+pub mod engine;
+mod layout;
+mod read;
+
+pub mod replica;
+
+mod commit;
+mod link;
+mod roster;
+pub mod store;
+
+#[cfg(test)]
+mod simulator;
+
+pub use entry::{Content, Dot, Entry, Key, Origin};
+pub use replica::{Action, Event, Replica};
+pub use roster::PeerAddr;
+pub use stamp::{Clock, Stamp};
+pub use store::{Identify, Kv, KvError, Listed, OpenError, Options, PeerStatus, Tls};
+pub use vector::VersionVector;

@@ -1,0 +1,180 @@
+//! What a replica knows of one connected peer.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use selvage_config::NodeName;
+
+use super::Action;
+use crate::entry::{Dot, Origin};
+use crate::vector::VersionVector;
+use crate::wire::BATCH_BYTES;
+
+/// Bytes that may wait to be sent to one peer.
+pub const PEER_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Frames that may wait to be sent to one peer.
+pub const PEER_QUEUE_FRAMES_MAX: usize = 4096;
+
+/// First wait before a peer that did not take a catch-up is offered it again, milliseconds. It doubles.
+const RETRY_MS_MIN: u64 = 1_000;
+
+/// Longest such wait, milliseconds.
+const RETRY_MS_MAX: u64 = 30_000;
+
+/// Bytes of a catch-up that wait to be sent at a time; the rest is read when they have left.
+const WINDOW_BYTES: usize = 1024 * 1024;
+
+/// Entries in one batch.
+const BATCH_ENTRIES_MAX: usize = 2048;
+
+/// The sizes that a replica works with. The simulator makes them small, so that a few writes reach them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) queue_bytes: usize,
+    pub(crate) queue_frames: usize,
+    pub(crate) window_bytes: usize,
+    pub(crate) batch_bytes: usize,
+    pub(crate) batch_entries: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            queue_bytes: PEER_QUEUE_BYTES_MAX,
+            queue_frames: PEER_QUEUE_FRAMES_MAX,
+            window_bytes: WINDOW_BYTES,
+            batch_bytes: BATCH_BYTES,
+            batch_entries: BATCH_ENTRIES_MAX,
+        }
+    }
+}
+
+/// How the link to a peer stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// The peer.
+    pub node: NodeName,
+    /// Bytes that wait to be sent.
+    pub queued_bytes: usize,
+    /// How many of this node's writes it has not acknowledged.
+    pub lag: u64,
+    /// When it last said something, milliseconds since the Unix epoch.
+    pub heard_ms: u64,
+}
+
+/// What waits to be sent.
+#[derive(Debug, Default)]
+pub(super) struct Queued {
+    pub(super) frames: usize,
+    pub(super) bytes: usize,
+}
+
+impl Queued {
+    pub(super) fn has_room(&self, limits: &Limits, bytes: usize) -> bool {
+        self.frames < limits.queue_frames && self.bytes + bytes <= limits.queue_bytes
+    }
+
+    pub(super) fn take(&mut self, frames: usize, bytes: usize) {
+        self.frames = self.frames.saturating_sub(frames);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// A catch-up that runs.
+#[derive(Debug, Default)]
+pub(super) struct CatchUp {
+    /// Of every origin, up to where the peer has it or it was sent.
+    pub(super) cursors: BTreeMap<Origin, u64>,
+    /// Of an origin with an unreadable entry, the last write before it: no more of it may be called complete.
+    pub(super) caps: BTreeMap<Origin, u64>,
+}
+
+/// What the peer is sent.
+#[derive(Debug)]
+pub(super) enum Stream {
+    /// Nothing but our hello: we don't know yet what it has.
+    Greeting,
+    /// All it lacks.
+    CatchUp(CatchUp),
+    /// Local writes as they happen.
+    Live,
+}
+
+/// One link.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) session: u64,
+    /// What it said it has.
+    pub(super) vector: VersionVector,
+    pub(super) stream: Stream,
+    pub(super) queued: Queued,
+    pub(super) heard_ms: u64,
+    /// What it was last told we have.
+    pub(super) announced: Option<VersionVector>,
+    /// We refused entries of the catch-up that it sends, so its claim at the end won't be true.
+    pub(super) refused: bool,
+    retry_at_ms: u64,
+    retry_ms: u64,
+}
+
+impl Peer {
+    pub(super) fn new(session: u64, now_ms: u64) -> Self {
+        Self {
+            session,
+            vector: VersionVector::default(),
+            stream: Stream::Greeting,
+            queued: Queued::default(),
+            heard_ms: now_ms,
+            announced: None,
+            refused: false,
+            retry_at_ms: 0,
+            retry_ms: RETRY_MS_MIN,
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.stream, Stream::Live)
+    }
+
+    /// Whether it said hello.
+    pub(super) fn greeted(&self) -> bool {
+        !matches!(self.stream, Stream::Greeting)
+    }
+
+    pub(super) fn send(&mut self, name: &NodeName, frame: Bytes) -> Action {
+        self.queued.frames += 1;
+        self.queued.bytes += frame.len();
+        Action::Send { peer: name.clone(), session: self.session, frame }
+    }
+
+    /// Begins to send all that it lacks by its own last word.
+    pub(super) fn catch_up(&mut self) {
+        let cursors = self.vector.iter().map(|(origin, seq)| (origin.clone(), seq)).collect();
+        self.stream = Stream::CatchUp(CatchUp { cursors, caps: BTreeMap::new() });
+    }
+
+    /// Takes its word on what it has, and begins a catch-up if it lacks what was `settled` here long enough that
+    /// a push would have arrived. One that stays behind (it refuses entries, say) is offered them ever less often.
+    pub(super) fn reported(&mut self, now_ms: u64, vector: VersionVector, settled: &VersionVector) {
+        self.vector = vector;
+        if !self.vector.lacks(settled) {
+            self.retry_ms = RETRY_MS_MIN;
+        } else if self.is_live() && self.queued.frames == 0 && now_ms >= self.retry_at_ms {
+            self.retry_at_ms = now_ms + self.retry_ms;
+            self.retry_ms = (self.retry_ms * 2).min(RETRY_MS_MAX);
+            self.catch_up();
+        }
+    }
+
+    /// Entries arrived here that a running catch-up has passed already: it goes back to them, or its claim at the
+    /// end would cover what it never sent.
+    pub(super) fn revisit(&mut self, arrived: &[Dot]) {
+        let Stream::CatchUp(catch_up) = &mut self.stream else { return };
+        for dot in arrived {
+            if let Some(cursor) = catch_up.cursors.get_mut(&dot.origin) {
+                *cursor = (*cursor).min(dot.seq - 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The KV as a node uses it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use rustls::pki_types::CertificateDer;
+use selvage_config::{NodeName, Region, StoreName};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::commit::{self, INPUTS_MAX, Input, SharedHealth};
+use crate::engine::{Engine, EngineError, Sled};
+use crate::entry::{KEY_BYTES_MAX, Key, VALUE_BYTES_MAX};
+use crate::link::{Link, LinkError};
+use crate::read::{self, ReadError};
+use crate::record::Record;
+use crate::replica::{Replica, Write};
+use crate::roster::PeerAddr;
+
+/// Bytes of local writes that may wait for the committer. What is beyond is refused as overload.
+const WRITES_BYTES_MAX: u32 = 32 * 1024 * 1024;
+
+/// What a write counts besides its value, bytes. It bounds the number of small writes that wait to 4096.
+const WRITE_OVERHEAD_BYTES: u32 = 8 * 1024;
+
+/// Keys of one listing, at most.
+pub const LIST_MAX: usize = 1000;
+
+/// What a node's replicated KV needs to start.
+pub struct Options {
+    /// This node.
+    pub node: NodeName,
+    /// Where it stands.
+    pub region: Region,
+    /// Where its rows are kept.
+    pub directory: PathBuf,
+    /// Where its link listens; none: it is alone and has no peers.
+    pub listen: Option<SocketAddr>,
+    /// Who it is to its peers; needed if it listens.
+    pub tls: Option<Tls>,
+}
+
+/// Both sides of mutual TLS between peers. The link sets the protocol on clones of them.
+pub struct Tls {
+    /// For peers that connect here. It must demand certificates.
+    pub server: Arc<rustls::ServerConfig>,
+    /// For connecting to peers. It must show a certificate.
+    pub client: Arc<rustls::ClientConfig>,
+}
+
+/// Maps a peer's certificate, whose chain was verified, to the node it stands for.
+pub type Identify = Arc<dyn Fn(&CertificateDer<'_>) -> Option<NodeName> + Send + Sync>;
+
+/// Why the KV did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The engine did not open.
+    #[error("open the kv in {directory}")]
+    Engine {
+        /// Where.
+        directory: PathBuf,
+        /// Why.
+        source: EngineError,
+    },
+    /// The link did not start.
+    #[error("start the kv's link")]
+    Link(#[from] LinkError),
+    /// The thread that commits did not start.
+    #[error("start the kv's committer")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Why an operation failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum KvError {
+    /// A key or value is too long.
+    #[error("{what} of {bytes} bytes, the limit is {max}")]
+    TooLarge {
+        /// `key` or `value`.
+        what: &'static str,
+        /// How long it is.
+        bytes: usize,
+        /// How long it may be.
+        max: usize,
+    },
+    /// Too many writes wait; try again later.
+    #[error("too many writes are waiting")]
+    Overloaded,
+    /// The record failed its checksum. A `set` or `delete` replaces it.
+    #[error("record of {key:?} is corrupt")]
+    Corrupt {
+        /// The key.
+        key: String,
+    },
+    /// The value can't be counted with: it is not 8 bytes, or the counter is full.
+    #[error("value of {key:?} is not a counter, or the counter is full")]
+    NotCounter {
+        /// The key.
+        key: String,
+    },
+    /// The KV was closed.
+    #[error("the kv is closed")]
+    Closed,
+    /// The storage engine failed.
+    #[error("storage engine")]
+    Engine(#[source] EngineError),
+}
+
+/// How it stands with a peer of the roster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its name.
+    pub node: NodeName,
+    /// Where it stands.
+    pub region: Region,
+    /// Whether there is a link.
+    pub connected: bool,
+    /// Bytes that wait to be sent to it.
+    pub queued_bytes: usize,
+    /// How many of this node's writes it has not acknowledged; unknown without a link.
+    pub lag: Option<u64>,
+    /// When it last said something on this link, milliseconds since the Unix epoch.
+    pub heard_ms: Option<u64>,
+}
+
+/// A key with facts on its newest entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The key.
+    pub name: String,
+    /// The length of its value.
+    pub bytes: usize,
+    /// When it was written, milliseconds since the Unix epoch.
+    pub stamp_ms: u64,
+    /// Who wrote it; none if the record is corrupt.
+    pub node: Option<NodeName>,
+}
+
+/// A handle to the KV. Clones share it.
+#[derive(Clone)]
+pub struct Kv {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    engine: Arc<dyn Engine>,
+    inputs: mpsc::Sender<Input>,
+    room: Arc<Semaphore>,
+    health: SharedHealth,
+    link: Option<Link>,
+    committer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Kv {
+    /// Opens the rows in the directory and, if it shall listen, the link. It has no peers yet.
+    pub async fn open(options: Options, identify: Identify) -> Result<Self, OpenError> {
+        let Options { node, region, directory, listen, tls } = options;
+        tracing::debug!(%node, %region, directory = %directory.display(), "opening the kv");
+        let replica_node = node.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let failed = |source| OpenError::Engine { directory: directory.clone(), source };
+            let engine: Arc<dyn Engine> = Arc::new(Sled::open(&directory).map_err(failed)?);
+            let replica = Replica::open(Arc::clone(&engine), replica_node, commit::now_ms(), rand::random());
+            Ok::<_, OpenError>((engine, replica.map_err(failed)?))
+        });
+        let (engine, replica) = opened.await.map_err(|error| OpenError::Thread(std::io::Error::other(error)))??;
+        let (inputs, received) = mpsc::channel(INPUTS_MAX);
+        let link = match listen {
+            Some(address) => Some(Link::start(node, address, tls, identify, inputs.clone())?),
+            None => None,
+        };
+        let health = SharedHealth::default();
+        let thread = std::thread::Builder::new().name("selvage-kv".into());
+        let (rows, shown) = (Arc::clone(&engine), Arc::clone(&health));
+        let committer =
+            thread.spawn(move || commit::run(replica, rows, received, shown)).map_err(OpenError::Thread)?;
+        let shared = Shared {
+            engine,
+            inputs,
+            room: Arc::new(Semaphore::new(WRITES_BYTES_MAX as usize)),
+            health,
+            link,
+            committer: Mutex::new(Some(committer)),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The UDP address of the link.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.shared.link.as_ref().map(Link::local_addr)
+    }
+
+    /// Sets the roster. Links to nodes that are no longer in it end; others in it are connected to or let in.
+    pub fn set_peers(&self, peers: Vec<PeerAddr>) {
+        if let Some(link) = &self.shared.link {
+            link.set_peers(peers);
+        }
+    }
+
+    /// Ends all links and refuses new ones until it is turned off again.
+    pub fn partition(&self, on: bool) {
+        if let Some(link) = &self.shared.link {
+            link.isolate(on);
+        }
+    }
+
+    /// The value of a key. A counter's is 8 bytes, little-endian. It may be seen here before it is durable.
+    pub fn get(&self, store: &StoreName, key: &str) -> Result<Option<Bytes>, KvError> {
+        Ok(self.record(store, key)?.value())
+    }
+
+    /// Whether the key exists.
+    pub fn exists(&self, store: &StoreName, key: &str) -> Result<bool, KvError> {
+        Ok(self.record(store, key)?.exists())
+    }
+
+    /// Sets a key. It is durable here when this returns, and on its way to the peers.
+    pub async fn set(&self, store: &StoreName, key: &str, value: Bytes) -> Result<(), KvError> {
+        check("value", value.len(), VALUE_BYTES_MAX)?;
+        self.write(store, key, value.len(), Write::Set(value)).await.map(|_| ())
+    }
+
+    /// Deletes a key, whether it exists or not. It is durable here when this returns.
+    pub async fn delete(&self, store: &StoreName, key: &str) -> Result<(), KvError> {
+        self.write(store, key, 0, Write::Delete).await.map(|_| ())
+    }
+
+    /// Adds `delta` to a counter, returns its value as this node knows it. Increments on several nodes at once all
+    /// count. A key that does not exist counts from zero, a value of 8 bytes from that little-endian number.
+    pub async fn increment(&self, store: &StoreName, key: &str, delta: i64) -> Result<i64, KvError> {
+        let value = self.write(store, key, 0, Write::Increment(delta)).await?;
+        Ok(value.expect("the replica tells an increment's value"))
+    }
+
+    /// The existing keys that begin with `prefix` and come after `after`, in order; [`LIST_MAX`] at most.
+    pub fn list(
+        &self,
+        store: &StoreName,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, KvError> {
+        let found = read::list(self.shared.engine.as_ref(), store, prefix, after, limit.min(LIST_MAX));
+        Ok(found.map_err(KvError::Engine)?.into_iter().map(|found| found.name).collect())
+    }
+
+    /// As [`Kv::list`], with facts on each.
+    pub fn list_entries(
+        &self,
+        store: &StoreName,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, KvError> {
+        let found = read::list(self.shared.engine.as_ref(), store, prefix, after, limit.min(LIST_MAX));
+        Ok(found.map_err(KvError::Engine)?.into_iter().map(listed).collect())
+    }
+
+    /// How it stands with every peer of the roster.
+    pub fn status(&self) -> Vec<PeerStatus> {
+        let Some(link) = &self.shared.link else { return Vec::new() };
+        let health = self.shared.health.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let status = |peer: PeerAddr| {
+            let known = health.iter().find(|known| known.node == peer.node);
+            PeerStatus {
+                node: peer.node,
+                region: peer.region,
+                connected: known.is_some(),
+                queued_bytes: known.map_or(0, |known| known.queued_bytes),
+                lag: known.map(|known| known.lag),
+                heard_ms: known.map(|known| known.heard_ms),
+            }
+        };
+        link.peers().into_iter().map(status).collect()
+    }
+
+    /// Ends the links, flushes and ends the committer. Reads go on working; writes fail.
+    pub async fn close(&self) {
+        if let Some(link) = &self.shared.link {
+            link.close().await;
+        }
+        let _already_closed = self.shared.inputs.send(Input::Close).await;
+        let committer = self.shared.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(committer) = committer {
+            let joined = tokio::task::spawn_blocking(move || committer.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!("the kv's committer did not end well");
+            }
+        }
+    }
+
+    fn record(&self, store: &StoreName, key: &str) -> Result<Record, KvError> {
+        check("key", key.len(), KEY_BYTES_MAX)?;
+        let key = Key { store: store.clone(), name: key.to_owned() };
+        read::record(self.shared.engine.as_ref(), &key).map_err(|error| match error {
+            ReadError::Corrupt(_) => KvError::Corrupt { key: key.name },
+            ReadError::Engine(error) => KvError::Engine(error),
+        })
+    }
+
+    async fn write(&self, store: &StoreName, key: &str, bytes: usize, write: Write) -> Result<Option<i64>, KvError> {
+        check("key", key.len(), KEY_BYTES_MAX)?;
+        let room = WRITE_OVERHEAD_BYTES.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        let room =
+            Arc::clone(&self.shared.room).try_acquire_many_owned(room).map_err(|_| KvError::Overloaded)?;
+        let key = Key { store: store.clone(), name: key.to_owned() };
+        let (reply, done) = oneshot::channel();
+        let input = Input::Write { key, write, reply, _room: room };
+        self.shared.inputs.send(input).await.map_err(|_| KvError::Closed)?;
+        done.await.map_err(|_| KvError::Closed)?
+    }
+}
+
+fn check(what: &'static str, bytes: usize, max: usize) -> Result<(), KvError> {
+    if bytes > max { Err(KvError::TooLarge { what, bytes, max }) } else { Ok(()) }
+}
+
+fn listed(found: read::Found) -> Listed {
+    let record = found.record.unwrap_or_default();
+    let newest = record.newest();
+    Listed {
+        bytes: record.value().map_or(0, |value| value.len()),
+        stamp_ms: newest.map_or(0, |entry| entry.version.stamp.ms()),
+        node: newest.map(|entry| entry.version.dot.origin.node.clone()),
+        name: found.name,
+    }
+}
