@@ -53,12 +53,7 @@ struct Committer {
 }
 
 /// Runs until told to close or until nobody is left who could tell.
-pub(crate) fn run(
-    replica: Replica,
-    engine: Arc<dyn Engine>,
-    mut inputs: mpsc::Receiver<Input>,
-    health: SharedHealth,
-) {
+pub(crate) fn run(replica: Replica, engine: Arc<dyn Engine>, mut inputs: mpsc::Receiver<Input>, health: SharedHealth) {
     let mut committer = Committer {
         replica,
         engine,

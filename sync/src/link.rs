@@ -437,12 +437,7 @@ async fn read(context: &Context, peer: &NodeName, session: u64, mut stream: Recv
     }
 }
 
-async fn read_frame(
-    context: &Context,
-    peer: &NodeName,
-    session: u64,
-    stream: &mut RecvStream,
-) -> Result<(), Ended> {
+async fn read_frame(context: &Context, peer: &NodeName, session: u64, stream: &mut RecvStream) -> Result<(), Ended> {
     let mut field = [0; wire::LENGTH_BYTES];
     stream.read_exact(&mut field).await?;
     let length = wire::frame_length(field)?;

@@ -26,8 +26,8 @@ use crate::stamp::{Clock, Stamp};
 use crate::vector::VersionVector;
 use crate::wire::{self, Message};
 
-use peer::Peer;
 pub(crate) use peer::Limits;
+use peer::Peer;
 pub use peer::{Health, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_FRAMES_MAX};
 
 /// How often the caller shall send [`Event::Tick`], milliseconds.
@@ -402,11 +402,8 @@ impl Replica {
 
     fn connected(&mut self, now_ms: u64, name: NodeName, session: u64) -> Vec<Action> {
         let mut peer = Peer::new(session, now_ms);
-        let hello = Message::Hello {
-            versions: wire::VERSIONS,
-            node: self.origin.node.clone(),
-            vector: self.vector.clone(),
-        };
+        let hello =
+            Message::Hello { versions: wire::VERSIONS, node: self.origin.node.clone(), vector: self.vector.clone() };
         let action = peer.send(&name, wire::encode(&hello));
         self.peers.insert(name, peer);
         vec![action]

@@ -56,11 +56,7 @@ mod tests {
     use super::*;
 
     fn peer(name: &str) -> PeerAddr {
-        PeerAddr {
-            node: name.parse().unwrap(),
-            region: "fra".parse().unwrap(),
-            addr: "127.0.0.1:1".parse().unwrap(),
-        }
+        PeerAddr { node: name.parse().unwrap(), region: "fra".parse().unwrap(), addr: "127.0.0.1:1".parse().unwrap() }
     }
 
     #[test]

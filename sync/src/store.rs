@@ -174,8 +174,7 @@ impl Kv {
         let health = SharedHealth::default();
         let thread = std::thread::Builder::new().name("selvage-kv".into());
         let (rows, shown) = (Arc::clone(&engine), Arc::clone(&health));
-        let committer =
-            thread.spawn(move || commit::run(replica, rows, received, shown)).map_err(OpenError::Thread)?;
+        let committer = thread.spawn(move || commit::run(replica, rows, received, shown)).map_err(OpenError::Thread)?;
         let shared = Shared {
             engine,
             inputs,
@@ -303,8 +302,7 @@ impl Kv {
     async fn write(&self, store: &StoreName, key: &str, bytes: usize, write: Write) -> Result<Option<i64>, KvError> {
         check("key", key.len(), KEY_BYTES_MAX)?;
         let room = WRITE_OVERHEAD_BYTES.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        let room =
-            Arc::clone(&self.shared.room).try_acquire_many_owned(room).map_err(|_| KvError::Overloaded)?;
+        let room = Arc::clone(&self.shared.room).try_acquire_many_owned(room).map_err(|_| KvError::Overloaded)?;
         let key = Key { store: store.clone(), name: key.to_owned() };
         let (reply, done) = oneshot::channel();
         let input = Input::Write { key, write, reply, _room: room };

@@ -1,0 +1,8 @@
+//! Whole KVs on real sockets and real disks.
+
+#![allow(clippy::unwrap_used)]
+
+mod alone;
+mod fleet;
+mod mesh;
+mod refusals;
