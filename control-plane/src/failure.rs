@@ -1,0 +1,128 @@
+//! A request to the API that failed: one status, one sentence, one hint.
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use selvage_config::app::AppError;
+use selvage_config::app::variables::TemplateError;
+
+use crate::answers::Problem;
+use crate::body::BodyError;
+use crate::fleet::StatusError;
+use crate::registry::RegistryError;
+use crate::releases::ReleaseError;
+use crate::state::StateError;
+
+/// A request that failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: StatusCode,
+    pub(crate) error: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(status: StatusCode, error: impl ToString) -> Self {
+        Self { status, error: error.to_string(), hint: None }
+    }
+
+    pub(crate) fn bad(error: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+
+    pub(crate) fn hint(self, hint: &str) -> Self {
+        Self { hint: Some(hint.to_owned()), ..self }
+    }
+
+    /// Something of ours broke. What exactly is for the log.
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+        let source = error.source().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(%error, source, "request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the control plane could not do this").hint("its log says why")
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status, Json(Problem { error: self.error, hint: self.hint })).into_response()
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<BodyError> for Failure {
+    fn from(error: BodyError) -> Self {
+        let status = match error {
+            BodyError::Large { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            BodyError::Slow => StatusCode::REQUEST_TIMEOUT,
+            BodyError::Broken => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error)
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::bad(format!("the body is not the expected JSON: {error}"))
+    }
+}
+
+impl From<AppError> for Failure {
+    fn from(error: AppError) -> Self {
+        let text = match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, text).hint("build and push the app again with this version")
+    }
+}
+
+impl From<TemplateError> for Failure {
+    fn from(error: TemplateError) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, error)
+            .hint("give exactly the variables that the app declares and that have no default")
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        Self::new(error.status(), error.message())
+    }
+}
+
+impl From<ReleaseError> for Failure {
+    fn from(error: ReleaseError) -> Self {
+        let (status, hint) = match &error {
+            ReleaseError::Host { .. } => (StatusCode::CONFLICT, "take the host out of one of the two apps"),
+            ReleaseError::NoApp { .. } => (StatusCode::NOT_FOUND, "make a release of it first"),
+            ReleaseError::NoRelease { .. } => {
+                (StatusCode::NOT_FOUND, "list the app's releases for those that are kept")
+            }
+            ReleaseError::Oldest { .. } => (StatusCode::CONFLICT, "there is nothing to go back to"),
+            ReleaseError::Apps | ReleaseError::Plan { .. } => (StatusCode::CONFLICT, "remove apps that are not needed"),
+            ReleaseError::Numbers { .. } => (StatusCode::CONFLICT, "give the app another name"),
+            ReleaseError::Variables { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "put large values into a file of the app")
+            }
+            ReleaseError::State(error) => return Self::internal(error),
+        };
+        Self::new(status, error).hint(hint)
+    }
+}
+
+impl From<StatusError> for Failure {
+    fn from(error: StatusError) -> Self {
+        let status = match &error {
+            StatusError::Node { .. } | StatusError::Region { .. } => StatusCode::FORBIDDEN,
+            StatusError::Generation { .. } => StatusCode::BAD_REQUEST,
+            StatusError::Nodes | StatusError::Alive { .. } => StatusCode::CONFLICT,
+            StatusError::NoNode { .. } => StatusCode::NOT_FOUND,
+            StatusError::State(error) => return Self::internal(error),
+        };
+        Self::new(status, error)
+    }
+}

@@ -1,0 +1,248 @@
+//! The fleet: the one owner of the records. Every change goes through [`Fleet`], one at a time, and is on disk before
+//! anybody sees it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use selvage_config::plan::{AppStatus, Plan, SILENT_MS, Status};
+use selvage_config::release::{Release, ReleaseId};
+use selvage_config::{AppName, Digest, NodeName, Region};
+use tokio::sync::watch;
+
+use crate::answers::{NodeAnswer, NodeRollout, Rollout, RolloutState};
+use crate::plans::{Polls, Reader, next_generation};
+use crate::releases::{self, Proposal, ReleaseError};
+use crate::state::{NodeRecord, Records, State, StateError};
+
+/// Nodes that are remembered.
+const NODES_MAX: usize = 10_000;
+/// Highest generation that a node is believed: JSON readers know no higher whole number.
+const GENERATION_MAX: u64 = 1 << 53;
+
+/// The records, and who waits for them to change.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    state: State,
+    /// Held for the length of a change.
+    changing: Mutex<()>,
+    records: watch::Sender<Arc<Records>>,
+    seen: Mutex<BTreeMap<NodeName, Instant>>,
+    polls: Polls,
+}
+
+/// Why a status was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StatusError {
+    #[error("the status is of {told}, the certificate of {certified}")]
+    Node { told: NodeName, certified: NodeName },
+    #[error("the status is from region {told}, the certificate from {certified}")]
+    Region { told: Region, certified: Region },
+    #[error("generation {generation} can't be")]
+    Generation { generation: u64 },
+    #[error("there are {NODES_MAX} nodes")]
+    Nodes,
+    #[error("there is no node {node}")]
+    NoNode { node: NodeName },
+    #[error("node {node} is alive")]
+    Alive { node: NodeName },
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// What became of a poll.
+#[derive(Debug)]
+pub(crate) enum Polled {
+    News(Box<Plan>),
+    Nothing,
+    TooMany,
+}
+
+impl Fleet {
+    /// The fleet as it was remembered.
+    pub(crate) fn open(state: State) -> Result<Self, StateError> {
+        let records = state.load()?;
+        Ok(Self {
+            state,
+            changing: Mutex::new(()),
+            records: watch::Sender::new(Arc::new(records)),
+            seen: Mutex::default(),
+            polls: Polls::default(),
+        })
+    }
+
+    /// The records as they are now.
+    pub(crate) fn records(&self) -> Arc<Records> {
+        Arc::clone(&self.records.borrow())
+    }
+
+    /// Makes one change; waits on the disk. Nothing changes if `change` fails.
+    fn change<T, E: From<StateError>>(&self, change: impl FnOnce(&mut Records) -> Result<T, E>) -> Result<(T, u64), E> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.records();
+        let mut after = (*before).clone();
+        let value = change(&mut after)?;
+        after.generation = next_generation(&before, &after);
+        let generation = after.generation;
+        self.state.save(&before, &after)?;
+        self.records.send_replace(Arc::new(after));
+        Ok((value, generation))
+    }
+
+    /// Makes a release current. Answers whether it is new, and the generation that names it.
+    pub(crate) fn release(&self, proposal: Proposal) -> Result<((Release, bool), u64), ReleaseError> {
+        self.change(|records| releases::release(records, proposal))
+    }
+
+    /// Goes back to an earlier release.
+    pub(crate) fn rollback(&self, app: &AppName, to: Option<u32>) -> Result<(Release, u64), ReleaseError> {
+        self.change(|records| releases::rollback(records, app, to))
+    }
+
+    /// Takes an app off all plans.
+    pub(crate) fn remove(&self, app: &AppName) -> Result<u64, ReleaseError> {
+        self.change(|records| releases::remove(records, app)).map(|((), generation)| generation)
+    }
+
+    /// The current release that runs this manifest, if any does.
+    pub(crate) fn running(&self, manifest: &Digest) -> Option<ReleaseId> {
+        let records = self.records();
+        let found = records.current().find(|record| record.release.manifest == *manifest);
+        found.map(|record| record.release.id.clone())
+    }
+
+    /// Takes in what a node tells. `from` is where it calls from: a node that listens at any address does not know
+    /// how its peers reach it.
+    pub(crate) fn tell(&self, status: Status, from: IpAddr) -> Result<(), StatusError> {
+        if status.generation > GENERATION_MAX {
+            return Err(StatusError::Generation { generation: status.generation });
+        }
+        let node = status.node.clone();
+        let replication = status.replication.map(|mut address| {
+            if address.ip().is_unspecified() {
+                address.set_ip(from.to_canonical());
+            }
+            address
+        });
+        let told = NodeRecord { status, replication };
+        if !self.records().nodes.get(&node).is_some_and(|known| **known == told) {
+            self.change(|records| {
+                if !records.nodes.contains_key(&node) && records.nodes.len() >= NODES_MAX {
+                    return Err(StatusError::Nodes);
+                }
+                records.nodes.insert(node.clone(), Arc::new(told));
+                Ok(())
+            })?;
+            let records = self.records();
+            if records.is_behind() {
+                let (told, own) = (records.told_generation(), records.generation);
+                tracing::error!(%node, told, own, "nodes know a newer plan than this control plane: was its state lost?");
+            }
+        }
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(node, Instant::now());
+        Ok(())
+    }
+
+    /// Forgets a node that is gone for good: the others stop replicating with it.
+    pub(crate) fn forget(&self, node: &NodeName) -> Result<u64, StatusError> {
+        if self.seen_ago(node).is_some_and(is_recent) {
+            return Err(StatusError::Alive { node: node.clone() });
+        }
+        let ((), generation) = self.change(|records| match records.nodes.remove(node) {
+            Some(_) => Ok(()),
+            None => Err(StatusError::NoNode { node: node.clone() }),
+        })?;
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        Ok(generation)
+    }
+
+    fn seen_ago(&self, node: &NodeName) -> Option<Duration> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(node).map(Instant::elapsed)
+    }
+
+    /// Every node, with how long ago it was heard of.
+    pub(crate) fn nodes(&self) -> Vec<NodeAnswer> {
+        let answer = |node: &Arc<NodeRecord>| {
+            let ago = self.seen_ago(&node.status.node);
+            NodeAnswer {
+                status: node.status.clone(),
+                seen_ms_ago: ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+                alive: ago.is_some_and(is_recent),
+            }
+        };
+        self.records().nodes.values().map(answer).collect()
+    }
+
+    /// How far a release has come on the nodes that are alive.
+    pub(crate) fn rollout(&self, app: &AppName, number: Option<u32>) -> Result<Rollout, ReleaseError> {
+        let records = self.records();
+        let record = records.apps.get(app).ok_or_else(|| ReleaseError::NoApp { app: app.clone() })?;
+        let number = number.or(record.current).ok_or_else(|| ReleaseError::NoApp { app: app.clone() })?;
+        let release = ReleaseId { app: app.clone(), number };
+        if !record.releases.contains_key(&number) {
+            return Err(ReleaseError::NoRelease { id: release });
+        }
+        let alive = self.nodes().into_iter().filter(|node| node.alive);
+        let nodes: Vec<NodeRollout> = alive
+            .map(|NodeAnswer { status, .. }| NodeRollout {
+                state: rollout_state(&status.apps, &release),
+                node: status.node,
+                region: status.region,
+            })
+            .collect();
+        let count = |is: fn(&RolloutState) -> bool| nodes.iter().filter(|node| is(&node.state)).count();
+        Ok(Rollout {
+            serving: count(|state| matches!(state, RolloutState::Serving)),
+            pending: count(|state| matches!(state, RolloutState::Pending)),
+            refused: count(|state| matches!(state, RolloutState::Refused { .. })),
+            release,
+            nodes,
+        })
+    }
+
+    /// The plan of `node` once it is newer than `after`, or nothing when `wait` is over or the control plane stops.
+    pub(crate) async fn poll(
+        &self,
+        node: &NodeName,
+        reader: Reader,
+        after: Option<u64>,
+        wait: Duration,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Polled {
+        let is_news = |records: &Records| after.is_none_or(|after| records.generation > after);
+        let mut records = self.records.subscribe();
+        if !is_news(&records.borrow_and_update()) {
+            let Some(_place) = self.polls.enter(node) else { return Polled::TooMany };
+            let news = async { records.wait_for(|records| is_news(records)).await.is_ok() };
+            let stop = async { stopping.wait_for(|stopping| *stopping).await.is_ok() };
+            // Both only wait, so dropping either loses nothing.
+            let came = tokio::select! {
+                came = tokio::time::timeout(wait, news) => came.unwrap_or(false),
+                _ = stop => false,
+            };
+            if !came {
+                return Polled::Nothing;
+            }
+        }
+        Polled::News(Box::new(self.records().plan(node, reader)))
+    }
+}
+
+fn is_recent(ago: Duration) -> bool {
+    ago <= Duration::from_millis(SILENT_MS)
+}
+
+fn rollout_state(apps: &[AppStatus], release: &ReleaseId) -> RolloutState {
+    let Some(app) = apps.iter().find(|status| status.app == release.app) else { return RolloutState::Pending };
+    if app.serving.as_ref().is_some_and(|serving| serving.release == *release) {
+        return RolloutState::Serving;
+    }
+    match &app.refused {
+        Some(refusal) if refusal.release == *release => {
+            RolloutState::Refused { cause: refusal.cause.clone(), reason: refusal.reason.clone() }
+        }
+        _ => RolloutState::Pending,
+    }
+}

@@ -1,0 +1,12 @@
+//! A control plane over real sockets, asked as operators, nodes and strangers ask.
+
+#![allow(clippy::unwrap_used)]
+
+mod access;
+mod fleet;
+mod garbage;
+mod plans;
+mod registry;
+mod releases;
+mod restart;
+mod world;

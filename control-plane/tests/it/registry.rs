@@ -1,0 +1,5 @@
+//! The registry as its clients use it.
+
+mod lists;
+mod manifests;
+mod uploads;
