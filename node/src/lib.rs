@@ -8,14 +8,23 @@
 pub mod node;
 
 pub mod listen;
+
 pub mod request;
+
 pub mod serve;
+
 pub mod route;
+
 pub mod admit;
+
 pub mod jwt;
+
 pub mod pool;
+
 pub mod guest;
+
 pub mod host;
+
 pub mod engine;
 
 pub mod release;
@@ -23,3 +32,5 @@ pub mod release;
 pub mod admin;
 pub mod fault;
 pub mod metrics;
+
+pub use node::{Addresses, Node, StartError, UpOptions};

@@ -1,1 +1,407 @@
-//! Placeholder, being written.
+//! A node: everything that runs in one worker process, started in order and ended in order.
+//!
+//! What is configured is read and checked before a socket opens. What was good before the restart serves before the
+//! listeners open, from this disk alone; only then the control plane is asked for news.
+
+mod error;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use selvage_certs::{
+    ClientAuth, Identity, PemFiles, Reload, Reloaded, Role, mutual_client, mutual_server, peer_role, roots_from_pem,
+};
+use selvage_config::bundle::Bundle;
+use selvage_config::node::{CertificateFiles, Egress as EgressConfig, IdentityFiles, NodeConfig, Trust};
+use selvage_config::plan::{Plan, Status};
+use selvage_config::{Limits, NodeName, Region, StoreLabel, StoreName};
+use selvage_sync::{Kv, Options as KvOptions, Tls};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+pub use error::StartError;
+
+use crate::admin::{Admin, AdminParts};
+use crate::engine::{EngineOptions, Engines};
+use crate::host::outbound::Egress;
+use crate::jwt::KeyFetcher;
+use crate::listen::{ListenOptions, Listeners};
+use crate::metrics::Metrics;
+use crate::release::activate::{Activation, Base, Report, Settings, ready};
+use crate::release::compile::CompileCache;
+use crate::release::fetch::Fetched;
+use crate::release::origin::{Origin, chain};
+use crate::release::plan;
+use crate::release::state::State;
+use crate::release::verify::{Policy, PublicKey};
+use crate::route::Table;
+use crate::serve::Parts;
+
+/// How often certificate files are looked at.
+const CERTIFICATES_LOOK: Duration = Duration::from_secs(30);
+/// Largest file of a public key, bytes.
+const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// How long an operator's request may take to end.
+const ADMIN_DRAIN: Duration = Duration::from_secs(1);
+/// Requests under way at once in `selvage up`.
+const UP_REQUESTS_MAX: u32 = 10_000;
+/// How long requests of `selvage up` may take to end.
+const UP_DRAIN: Duration = Duration::from_secs(5);
+
+/// A running node.
+pub struct Node {
+    me: Arc<Me>,
+    kv: Kv,
+    listeners: Listeners,
+    admin: Option<Admin>,
+    report: watch::Receiver<Report>,
+    drain: Duration,
+    tasks: JoinSet<()>,
+    /// Without a control plane nobody else holds it, and nothing new is planned.
+    _plans: Option<watch::Sender<Option<Arc<Plan>>>>,
+    /// The directory of `selvage up` when it was given none. It goes with the node.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// Who a node is and where it listens.
+struct Me {
+    name: NodeName,
+    region: Region,
+    /// All but `admin`.
+    addresses: Addresses,
+    /// Known last: the listener that tells it must be there first.
+    admin: OnceLock<SocketAddr>,
+}
+
+/// Where a node listens, with the ports that it got.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// HTTP over TLS, and HTTP/3.
+    pub https: Option<SocketAddr>,
+    /// HTTP without TLS.
+    pub http: Option<SocketAddr>,
+    /// Operators.
+    pub admin: Option<SocketAddr>,
+    /// Other nodes.
+    pub replication: Option<SocketAddr>,
+}
+
+/// What `selvage up` runs: one app from this machine, without a control plane.
+pub struct UpOptions {
+    /// The app.
+    pub bundle: Bundle,
+    /// Where it listens: with TLS if `tls` is set.
+    pub listen: SocketAddr,
+    /// A certificate.
+    pub tls: Option<CertificateFiles>,
+    /// Values of variables.
+    pub variables: BTreeMap<String, String>,
+    /// Environment over the app's own.
+    pub environment: BTreeMap<String, String>,
+    /// Where KV and compiled code stay. None: they go with the node.
+    pub state_dir: Option<PathBuf>,
+    /// Whether guests may reach loopback and private addresses, where the app allows the host.
+    pub private_networks: bool,
+    /// What stands in the app's stores at the start.
+    pub values: Vec<(StoreLabel, String, Bytes)>,
+}
+
+/// The mTLS identity with the authorities of the fleet.
+struct Fleet {
+    identity: Identity,
+    roots: rustls::RootCertStore,
+}
+
+impl Fleet {
+    fn load(files: &IdentityFiles) -> Result<Self, StartError> {
+        let identity = Identity::load(&files.certificate, &files.key)?;
+        Ok(Self { identity, roots: roots_from_pem(&files.roots)? })
+    }
+
+    fn server(&self) -> Result<Arc<rustls::ServerConfig>, StartError> {
+        Ok(mutual_server(&self.identity, &self.roots, ClientAuth::Required)?)
+    }
+
+    fn client(&self) -> Result<Arc<rustls::ClientConfig>, StartError> {
+        Ok(mutual_client(&self.identity, &self.roots)?)
+    }
+}
+
+impl Node {
+    /// Starts a node. When it returns, the listeners are bound and the apps that were good before serve.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing is left running.
+    pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
+        let drain = Duration::from_millis(config.drain_ms);
+        let fleet = config.identity.as_ref().map(Fleet::load).transpose()?;
+        let reload = certificates(&config.certificates)?;
+        let policy = trust(&config.trust)?;
+        let origin = match (&config.control_plane, &fleet) {
+            (Some(place), Some(fleet)) => Some(Origin::new(&place.address, (*fleet.client()?).clone())?),
+            (Some(_), None) => return Err(StartError::Identity),
+            (None, _) => None,
+        };
+        let ways_out = WaysOut::new(&config.egress)?;
+        let state = State::open(&config.state_dir)?;
+        let kv = open_kv(&config, fleet.as_ref()).await?;
+        let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out).await?;
+
+        let parts =
+            Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, Metrics::new()));
+        let mut activation = Activation::new(base, origin.clone(), Arc::clone(&parts), config.domain.clone(), drain);
+        let report = activation.report();
+        let restored = Box::pin(activation.restore()).await;
+
+        let resolver = reload.as_ref().map(Reload::resolver);
+        let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls: resolver };
+        let listeners = Listeners::bind(&options, Arc::clone(&parts)).await?;
+        let addresses = Addresses {
+            https: listeners.https_addr(),
+            http: listeners.http_addr(),
+            replication: kv.local_addr(),
+            admin: None,
+        };
+        let me = Arc::new(Me { name: config.name, region: config.region, addresses, admin: OnceLock::new() });
+        let admin = match config.listen.admin {
+            None => None,
+            Some(address) => {
+                let tls = fleet.as_ref().map(Fleet::server).transpose()?;
+                let bound = Admin::bind(address, tls, admin_parts(&me, &parts, &kv, &report)).await?;
+                me.admin.get_or_init(|| bound.address());
+                Some(bound)
+            }
+        };
+
+        let mut tasks = JoinSet::new();
+        let (plans, planned) = watch::channel(restored);
+        tasks.spawn(activation.run(planned));
+        if let Some(reload) = reload {
+            tasks.spawn(look_at_certificates(reload));
+        }
+        let mut held = None;
+        match origin {
+            None => held = Some(plans),
+            Some(origin) => {
+                let told = Arc::clone(&me);
+                tasks.spawn(plan::report(origin.clone(), report.clone(), move |report| told.status(report)));
+                tasks.spawn(plan::watch(origin, me.name.clone(), State::open(&config.state_dir)?, plans));
+            }
+        }
+        Ok(Self { me, kv, listeners, admin, report, drain, tasks, _plans: held, _temporary: None })
+    }
+
+    /// Runs one app from this machine: no control plane, no peers, no signature.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing is left running.
+    pub async fn up(options: UpOptions) -> Result<Self, StartError> {
+        let reload = certificates(options.tls.as_slice())?;
+        let temporary = match options.state_dir {
+            Some(_) => None,
+            None => Some(tempfile::tempdir().map_err(StartError::Temporary)?),
+        };
+        let dir = options.state_dir.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path));
+        let dir = dir.unwrap_or(Path::new("."));
+        let egress = EgressConfig { private_networks: options.private_networks, roots: Vec::new() };
+        let ways_out = WaysOut::new(&egress)?;
+        let state = State::open(dir)?;
+        let (name, region) = local();
+        let kv_options = KvOptions {
+            node: name.clone(),
+            region: region.clone(),
+            directory: dir.join("kv"),
+            listen: None,
+            tls: None,
+        };
+        let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
+        for (label, key, value) in options.values {
+            kv.set(&StoreName::of(&options.bundle.app.name, &label), &key, value).await?;
+        }
+        let base = base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out).await?;
+
+        let Bundle { app, blobs } = options.bundle;
+        let settings = Settings { release: None, variables: options.variables, environment: options.environment };
+        let made = tokio::task::spawn_blocking(move || ready(&base, Fetched::of_files(&app, blobs), settings));
+        let app = Arc::new(made.await??);
+
+        let parts = Arc::new(Parts::new(name.clone(), region.clone(), UP_REQUESTS_MAX, Metrics::new()));
+        parts.table.store(Arc::new(Table::alone(Arc::clone(&app))));
+        let (https, http) = if reload.is_some() { (Some(options.listen), None) } else { (None, Some(options.listen)) };
+        let listening = ListenOptions { https, http, tls: reload.as_ref().map(Reload::resolver) };
+        let listeners = Listeners::bind(&listening, Arc::clone(&parts)).await?;
+        let addresses =
+            Addresses { https: listeners.https_addr(), http: listeners.http_addr(), ..Addresses::default() };
+        let mut tasks = JoinSet::new();
+        if let Some(reload) = reload {
+            tasks.spawn(look_at_certificates(reload));
+        }
+        Ok(Self {
+            me: Arc::new(Me { name, region, addresses, admin: OnceLock::new() }),
+            kv,
+            listeners,
+            admin: None,
+            report: watch::channel(Report::default()).1,
+            drain: UP_DRAIN,
+            tasks,
+            _plans: None,
+            _temporary: temporary,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        Addresses { admin: self.me.admin.get().copied(), ..self.me.addresses.clone() }
+    }
+
+    /// What it runs.
+    pub fn status(&self) -> Status {
+        self.me.status(&self.report.borrow())
+    }
+
+    /// Its KV.
+    pub fn kv(&self) -> &Kv {
+        &self.kv
+    }
+
+    /// Ends it: nothing new comes in, what is under way may end in `drain_ms`, and the KV is closed last.
+    pub async fn drain(mut self) {
+        self.tasks.shutdown().await;
+        self.listeners.drain(Instant::now() + self.drain).await;
+        if let Some(admin) = self.admin {
+            // Operators may watch the drain to its end.
+            admin.drain(Instant::now() + ADMIN_DRAIN).await;
+        }
+        self.kv.close().await;
+    }
+}
+
+impl Me {
+    fn status(&self, report: &Report) -> Status {
+        Status {
+            node: self.name.clone(),
+            region: self.region.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            generation: report.generation,
+            replication: self.addresses.replication,
+            front: self.addresses.https.or(self.addresses.http),
+            admin: self.admin.get().copied(),
+            apps: report.apps.values().cloned().collect(),
+        }
+    }
+}
+
+/// The certificates of the front, if there are any. The first is also for clients that name no host, or one that no
+/// certificate is for.
+fn certificates(files: &[CertificateFiles]) -> Result<Option<Reload>, StartError> {
+    let pem = |files: &CertificateFiles| PemFiles { certificate: files.certificate.clone(), key: files.key.clone() };
+    let named: Vec<PemFiles> = files.iter().map(pem).collect();
+    let Some(first) = named.first().cloned() else { return Ok(None) };
+    Ok(Some(Reload::open(named, Some(first))?))
+}
+
+/// Takes new certificates as they come. Bad ones are told, and the old ones stay.
+async fn look_at_certificates(mut reload: Reload) {
+    loop {
+        tokio::time::sleep(CERTIFICATES_LOOK).await;
+        let looked = tokio::task::spawn_blocking(move || {
+            let done = reload.reload();
+            (reload, done)
+        });
+        let Ok((back, done)) = looked.await else { return };
+        reload = back;
+        match done {
+            Ok(Reloaded::Unchanged) => {}
+            Ok(Reloaded::Changed) => tracing::info!("new certificates"),
+            Err(error) => tracing::error!(error = chain(&error), "certificates can't be used, the old ones stay"),
+        }
+    }
+}
+
+/// The node's own trust: nothing but its configuration makes it.
+fn trust(trust: &Trust) -> Result<Policy, StartError> {
+    let read = |path: &PathBuf| {
+        let mut pem = Vec::new();
+        let file = std::fs::File::open(path).and_then(|file| file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut pem));
+        file.map_err(|source| StartError::KeyFile { path: path.clone(), source })?;
+        PublicKey::from_pem(&pem).map_err(|source| StartError::Key { path: path.clone(), source })
+    };
+    let keys = trust.keys.iter().map(read).collect::<Result<_, _>>()?;
+    Ok(Policy::Keys { keys, legacy: trust.legacy_signatures })
+}
+
+/// The ways out: of guests, and for the keys of token issuers.
+struct WaysOut {
+    guests: Arc<Egress>,
+    keys: KeyFetcher,
+}
+
+impl WaysOut {
+    fn new(config: &EgressConfig) -> Result<Self, StartError> {
+        let mut roots = Vec::new();
+        for path in &config.roots {
+            let read = |source| StartError::Roots { path: path.clone(), source };
+            for certificate in CertificateDer::pem_file_iter(path).map_err(read)? {
+                roots.push(certificate.map_err(read)?);
+            }
+        }
+        let keys = KeyFetcher::new(&roots, config.private_networks)?;
+        Ok(Self { guests: Arc::new(Egress::new(config)?), keys })
+    }
+}
+
+/// What all apps of a node stand on.
+async fn base(
+    state: State,
+    kv: Kv,
+    policy: Policy,
+    limits_cap: Limits,
+    ways_out: WaysOut,
+) -> Result<Arc<Base>, StartError> {
+    // Reserving the address space of the pools and opening the cache waits for the kernel and the disk.
+    let started = tokio::task::spawn_blocking(move || {
+        let engines = Engines::new(&EngineOptions::default())?;
+        let cache = CompileCache::open(&state.dir().join("compiled"))?;
+        let WaysOut { guests: egress, keys } = ways_out;
+        Ok(Arc::new(Base { engines, cache, policy, limits_cap, kv, egress, keys, state }))
+    });
+    started.await?
+}
+
+async fn open_kv(config: &NodeConfig, fleet: Option<&Fleet>) -> Result<Kv, StartError> {
+    let tls = match fleet {
+        Some(fleet) => Some(Tls { server: fleet.server()?, client: fleet.client()? }),
+        None => None,
+    };
+    let options = KvOptions {
+        node: config.name.clone(),
+        region: config.region.clone(),
+        directory: config.state_dir.join("kv"),
+        listen: config.listen.replication,
+        tls,
+    };
+    // Only nodes replicate: an operator's or the control plane's certificate is nobody's here.
+    let identify = |certificate: &CertificateDer<'_>| match peer_role(certificate) {
+        Ok(Role::Node { node, .. }) => Some(node),
+        _ => None,
+    };
+    Ok(Kv::open(options, Arc::new(identify)).await?)
+}
+
+/// Who the node of `selvage up` is: nobody else hears of it.
+fn local() -> (NodeName, Region) {
+    ("local".parse().expect("a valid name"), "local".parse().expect("a valid name"))
+}
+
+fn admin_parts(me: &Arc<Me>, parts: &Arc<Parts>, kv: &Kv, report: &watch::Receiver<Report>) -> AdminParts {
+    let (me, report) = (Arc::clone(me), report.clone());
+    let status = Arc::new(move || me.status(&report.borrow()));
+    AdminParts { parts: Arc::clone(parts), kv: Some(kv.clone()), status }
+}

@@ -1,6 +1,17 @@
-//! Placeholder.
-pub mod activate;
-pub mod compile;
-pub mod fetch;
+//! A release on its way to serving: [`plan`] says what shall run, [`fetch`] brings it, [`verify`] decides whether a
+//! trusted key signed it, [`compile`] makes code of it, [`activate`] swaps it in.
+//!
+//! [`origin`] is the control plane as a node reaches it, [`state`] what a node keeps to do without it.
+
 pub mod plan;
+
+pub mod fetch;
+
 pub mod verify;
+
+pub mod compile;
+
+pub mod activate;
+
+pub mod origin;
+pub mod state;

@@ -1,1 +1,374 @@
-//! Placeholder, being written.
+//! From a plan to apps that serve: each made ready beside the others and swapped in whole, while the old one drains.
+//!
+//! One app's failure is its own. What a release refuses to be, its app's last good release goes on being; across a
+//! restart too, because which one that is stands on the disk. Nothing here waits for the control plane before it
+//! serves what was good.
+
+mod ready;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use selvage_config::plan::{AppStatus, Plan, Refusal, Serving};
+use selvage_config::release::Release;
+use selvage_config::{AppName, Digest};
+use selvage_sync::PeerAddr;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+pub use ready::{Base, ReadyError, Settings, ready};
+
+use super::fetch::fetch;
+use super::origin::{Backoff, Origin, chain};
+use super::state::StateError;
+use crate::route::{ActiveApp, Table};
+use crate::serve::Parts;
+
+/// Apps of one plan under way at once. Most of the time goes into fetching.
+const APPS_AT_ONCE: usize = 4;
+/// Apps compiled at once: each takes as many cores as there are.
+const COMPILES_AT_ONCE: usize = 2;
+/// First and longest pause before a release that was refused is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// How often it is looked whether an old app is still in use.
+const DRAIN_LOOK: Duration = Duration::from_millis(250);
+
+/// What became of the plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The newest plan of which every app was tried.
+    pub generation: u64,
+    /// What became of each app.
+    pub apps: BTreeMap<AppName, AppStatus>,
+}
+
+/// The apps of a node and what they shall become.
+pub struct Activation {
+    base: Arc<Base>,
+    origin: Option<Origin>,
+    parts: Arc<Parts>,
+    domain: String,
+    drain: Duration,
+    running: BTreeMap<AppName, Running>,
+    refused: BTreeMap<AppName, Refused>,
+    /// The last good release of each app, as it stands on the disk or is about to.
+    good: BTreeMap<AppName, Release>,
+    compiling: Arc<Semaphore>,
+    draining: JoinSet<()>,
+    leaving: Vec<(Digest, Weak<ActiveApp>)>,
+    report: watch::Sender<Report>,
+}
+
+struct Running {
+    release: Release,
+    app: Arc<ActiveApp>,
+}
+
+/// A planned release that is not taken.
+struct Refused {
+    release: Release,
+    generation: u64,
+    may_pass: bool,
+    refusal: Refusal,
+}
+
+/// Why a release is brought up.
+#[derive(Clone, Copy)]
+enum Aim {
+    /// A plan says so: the one of this generation.
+    Planned(u64),
+    /// It was good before, and its app has nothing else that serves.
+    Good,
+}
+
+impl Activation {
+    /// Nothing runs yet. `domain` and `drain` are the node's.
+    pub fn new(base: Arc<Base>, origin: Option<Origin>, parts: Arc<Parts>, domain: String, drain: Duration) -> Self {
+        Self {
+            base,
+            origin,
+            parts,
+            domain,
+            drain,
+            running: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            good: BTreeMap::new(),
+            compiling: Arc::new(Semaphore::new(COMPILES_AT_ONCE)),
+            draining: JoinSet::new(),
+            leaving: Vec::new(),
+            report: watch::Sender::new(Report::default()),
+        }
+    }
+
+    /// What becomes of the plan, from now on.
+    pub fn report(&self) -> watch::Receiver<Report> {
+        self.report.subscribe()
+    }
+
+    /// Brings up what was good before the restart, from the disk alone. Returns the last plan. What can't be read is
+    /// told in the log and is no reason not to start: the control plane will say it again.
+    pub async fn restore(&mut self) -> Option<Arc<Plan>> {
+        let read = self.on_disk(|base| Ok((base.state.plan(), base.state.serving()))).await;
+        let Ok((plan, good)) = read else { return None };
+        let plan = plan.unwrap_or_else(|error| {
+            tracing::error!(error = chain(&error), "last plan on disk is damaged");
+            None
+        });
+        self.good = good.unwrap_or_else(|error| {
+            tracing::error!(error = chain(&error), "list of good releases on disk is damaged");
+            BTreeMap::new()
+        });
+        if let Some(plan) = &plan {
+            let planned = apps_of(plan);
+            self.good.retain(|app, _| planned.contains(app));
+            self.set_peers(plan);
+        }
+        let origin = self.origin.take();
+        self.bring_up(self.good.values().cloned().collect(), Aim::Good).await;
+        self.origin = origin;
+        plan.map(Arc::new)
+    }
+
+    /// Follows the plans until their sender is gone.
+    pub async fn run(mut self, mut plans: watch::Receiver<Option<Arc<Plan>>>) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            let plan = plans.borrow_and_update().clone();
+            let mut again = false;
+            if let Some(plan) = plan {
+                self.set_peers(&plan);
+                // A newer plan overtakes this one. Dropping `apply` is safe: each app is swapped in without a pause
+                // in between, and what is being compiled stays in the cache.
+                again = tokio::select! {
+                    again = self.apply(&plan) => again && self.origin.is_some(),
+                    changed = plans.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
+                };
+            }
+            // Dropping either branch is safe: neither holds anything.
+            tokio::select! {
+                changed = plans.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    backoff.reset();
+                }
+                () = tokio::time::sleep(backoff.pause()), if again => {}
+            }
+        }
+    }
+
+    /// Makes what runs what is planned. Returns whether to try again later.
+    async fn apply(&mut self, plan: &Plan) -> bool {
+        while self.draining.try_join_next().is_some() {}
+        self.leave(&apps_of(plan)).await;
+        // A plan that goes back to what serves takes back the refusal of what came between.
+        for release in &plan.releases {
+            if self.serves(release) && self.refused.remove(&release.id.app).is_some() {
+                self.tell(&release.id.app);
+            }
+        }
+        let is_hopeless = |release: &Release| {
+            self.refused.get(&release.id.app).is_some_and(|refused| {
+                refused.release == *release && refused.generation == plan.generation && !refused.may_pass
+            })
+        };
+        let due = plan.releases.iter().filter(|release| !self.serves(release) && !is_hopeless(release));
+        self.bring_up(due.cloned().collect(), Aim::Planned(plan.generation)).await;
+        // An app whose last good release could not be had from the disk at the start gets it now.
+        let silent = self.good.iter().filter(|(app, _)| !self.running.contains_key(*app));
+        self.bring_up(silent.map(|(_, release)| release.clone()).collect(), Aim::Good).await;
+        self.report
+            .send_if_modified(|report| std::mem::replace(&mut report.generation, plan.generation) != plan.generation);
+        self.sweep(plan).await;
+        self.refused.values().any(|refused| refused.may_pass)
+    }
+
+    fn serves(&self, release: &Release) -> bool {
+        self.running.get(&release.id.app).is_some_and(|running| running.release == *release)
+    }
+
+    /// Brings releases up side by side; each serves as soon as it is ready.
+    async fn bring_up(&mut self, releases: Vec<Release>, aim: Aim) {
+        let (base, origin, compiling) = (Arc::clone(&self.base), self.origin.clone(), Arc::clone(&self.compiling));
+        let one = |release: Release| {
+            let (base, origin, compiling) = (Arc::clone(&base), origin.clone(), Arc::clone(&compiling));
+            async move {
+                let made = Box::pin(make(base, origin, compiling, &release)).await;
+                (release, made)
+            }
+        };
+        let mut made = futures_util::stream::iter(releases).map(one).buffer_unordered(APPS_AT_ONCE);
+        while let Some((release, made)) = made.next().await {
+            match made.and_then(|app| self.swap_in(&release, app)) {
+                Ok(()) => {
+                    if matches!(aim, Aim::Planned(_)) {
+                        self.refused.remove(&release.id.app);
+                    }
+                    self.tell(&release.id.app);
+                    self.keep_good().await;
+                }
+                Err(error) => self.refuse(&release, aim, &error),
+            }
+        }
+    }
+
+    /// Puts an app in place of the one of the same name. Without a pause: there is always one of them.
+    fn swap_in(&mut self, release: &Release, app: ActiveApp) -> Result<(), ReadyError> {
+        let (name, app) = (&release.id.app, Arc::new(app));
+        let others = self.running.iter().filter(|(other, _)| *other != name).map(|(_, running)| &running.app);
+        let apps = others.chain([&app]).map(Arc::clone).collect();
+        self.parts.table.store(Arc::new(Table::new(apps, &self.domain)?));
+        let running = Running { release: release.clone(), app };
+        if let Some(old) = self.running.insert(name.clone(), running) {
+            self.drain(old);
+        }
+        self.good.insert(name.clone(), release.clone());
+        tracing::info!(app = %name, release = %release.id, manifest = %release.manifest, "serving");
+        Ok(())
+    }
+
+    fn refuse(&mut self, release: &Release, aim: Aim, error: &ReadyError) {
+        let (app, cause, reason) = (&release.id.app, error.cause(), chain(error));
+        self.parts.metrics.release_refused(cause);
+        let Aim::Planned(generation) = aim else {
+            tracing::error!(%app, release = %release.id, cause, reason, "last good release does not come up");
+            return;
+        };
+        // Told once for each plan: a retry that ends the same way is no news.
+        if self.refused.get(app).is_some_and(|r| r.release == *release && r.generation == generation) {
+            tracing::debug!(%app, release = %release.id, cause, reason, "release refused again");
+        } else {
+            tracing::warn!(%app, release = %release.id, cause, reason, "release refused, the last good one stays");
+        }
+        let refusal = Refusal { release: release.id.clone(), cause: cause.to_owned(), reason };
+        let may_pass = error.may_pass();
+        self.refused.insert(app.clone(), Refused { release: release.clone(), generation, may_pass, refusal });
+        self.tell(app);
+    }
+
+    /// Writes into the report what became of an app.
+    fn tell(&self, app: &AppName) {
+        let serving = self
+            .running
+            .get(app)
+            .map(|running| Serving { release: running.release.id.clone(), manifest: running.release.manifest });
+        let refused = self.refused.get(app).map(|refused| refused.refusal.clone());
+        let status = AppStatus { app: app.clone(), serving, refused };
+        self.report.send_if_modified(|report| {
+            let is_same = report.apps.get(app) == Some(&status);
+            report.apps.insert(app.clone(), status);
+            !is_same
+        });
+    }
+
+    /// Takes away the apps that are no longer planned.
+    async fn leave(&mut self, planned: &BTreeSet<AppName>) {
+        let gone: Vec<AppName> = self.running.keys().filter(|app| !planned.contains(*app)).cloned().collect();
+        self.refused.retain(|app, _| planned.contains(app));
+        let good_before = self.good.len();
+        self.good.retain(|app, _| planned.contains(app));
+        self.report.send_if_modified(|report| {
+            let before = report.apps.len();
+            report.apps.retain(|app, _| planned.contains(app));
+            report.apps.len() != before
+        });
+        let left: Vec<Running> = gone.iter().filter_map(|app| self.running.remove(app)).collect();
+        if !left.is_empty() {
+            let apps = self.running.values().map(|running| Arc::clone(&running.app)).collect();
+            match Table::new(apps, &self.domain) {
+                Ok(table) => self.parts.table.store(Arc::new(table)),
+                // Fewer apps than before can't claim a host twice.
+                Err(error) => tracing::error!(error = chain(&error), "table without the apps that left"),
+            }
+        }
+        for old in left {
+            tracing::info!(app = %old.release.id.app, release = %old.release.id, "app left");
+            self.drain(old);
+        }
+        if self.good.len() != good_before {
+            self.keep_good().await;
+        }
+    }
+
+    /// Lets an old app end its requests, and tells when it has.
+    fn drain(&mut self, old: Running) {
+        let (app, release, longest) = (Arc::downgrade(&old.app), old.release.id.clone(), self.drain);
+        self.leaving.push((old.release.manifest, Weak::clone(&app)));
+        self.draining.spawn(async move {
+            let begun = Instant::now();
+            let mut is_late = false;
+            while app.strong_count() > 0 {
+                if !is_late && begun.elapsed() > longest {
+                    is_late = true;
+                    tracing::warn!(%release, requests = app.strong_count(), "old release still has requests");
+                }
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+            tracing::info!(%release, ms = begun.elapsed().as_millis(), "old release drained");
+        });
+    }
+
+    fn set_peers(&self, plan: &Plan) {
+        let peers = plan.peers.iter().cloned();
+        let address =
+            |peer: selvage_config::plan::Peer| PeerAddr { node: peer.node, region: peer.region, addr: peer.address };
+        self.base.kv.set_peers(peers.map(address).collect());
+    }
+
+    async fn keep_good(&self) {
+        let good = self.good.clone();
+        if let Err(error) = self.on_disk(move |base| base.state.keep_serving(&good)).await {
+            tracing::error!(error = chain(&error), "list of good releases is not on disk");
+        }
+    }
+
+    /// Drops from the disk what neither the plan nor anything that serves needs.
+    async fn sweep(&mut self, plan: &Plan) {
+        self.leaving.retain(|(_, app)| app.strong_count() > 0);
+        let planned = plan.releases.iter().chain(self.good.values()).map(|release| release.manifest);
+        let manifests: BTreeSet<Digest> = planned.chain(self.leaving.iter().map(|(manifest, _)| *manifest)).collect();
+        match self.on_disk(move |base| base.state.sweep(&manifests)).await {
+            Ok(0) => {}
+            Ok(files) => tracing::debug!(files, "dropped what no release needs"),
+            Err(error) => tracing::warn!(error = chain(&error), "old files stay on disk"),
+        }
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Base) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, ReadyError> {
+        let base = Arc::clone(&self.base);
+        Ok(tokio::task::spawn_blocking(move || act(&base)).await??)
+    }
+}
+
+fn apps_of(plan: &Plan) -> BTreeSet<AppName> {
+    plan.releases.iter().map(|release| release.id.app.clone()).collect()
+}
+
+/// Fetches a release and makes it ready.
+async fn make(
+    base: Arc<Base>,
+    origin: Option<Origin>,
+    compiling: Arc<Semaphore>,
+    release: &Release,
+) -> Result<ActiveApp, ReadyError> {
+    let fetched = fetch(release, origin.as_ref(), &base.state, &base.policy).await?;
+    let variables = release.variables.clone();
+    let settings = Settings { release: Some(release.id.clone()), variables, ..Settings::default() };
+    let permit = compiling.acquire_owned().await.expect("nobody closes the semaphore");
+    let made = tokio::task::spawn_blocking(move || {
+        // Held by the work itself: whoever waits for it may go away.
+        let _permit = permit;
+        ready(&base, fetched, settings)
+    });
+    made.await?
+}

@@ -1,1 +1,319 @@
-//! Placeholder, being written.
+//! A release's bytes, from this disk or else from the control plane's registry (OCI distribution-spec 1.1).
+//!
+//! First the manifest and its signatures, which are small; the rest only once a trusted key turns out to have signed.
+//! Every digest is computed here, whatever a header says, and no more bytes are read than the manifest names.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use selvage_config::app::App;
+use selvage_config::oci::{self, Descriptor, Index, Manifest, Repository};
+use selvage_config::release::Release;
+use selvage_config::signature::{BUNDLE_BYTES_MAX, SIGNATURES_MAX};
+use selvage_config::{AppName, Digest};
+
+use super::origin::{Origin, OriginError};
+use super::state::{State, StateError};
+use super::verify::{Policy, VerifyError, trust};
+
+/// Blobs of one release under way at once.
+const BLOBS_AT_ONCE: usize = 4;
+/// Artifacts referring to one manifest that are opened. Most are no signatures: bills of materials, attestations.
+const REFERRERS_MAX: usize = 256;
+/// How the media type of a bundle begins, whatever its version: all are looked at, one version is taken.
+const BUNDLE_PREFIX: &str = "application/vnd.dev.sigstore.bundle";
+/// Largest manifest or index, bytes.
+const MANIFEST_BYTES_MAX: u64 = oci::MANIFEST_BYTES_MAX as u64;
+
+/// A release as it came. Nothing of it has been believed; [`verify`](super::verify::verify) does that.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// The app that the release says to be of.
+    pub app: AppName,
+    /// The manifest and who may have signed it.
+    pub head: Head,
+    /// The app document and the layers.
+    pub blobs: BTreeMap<Digest, Bytes>,
+}
+
+/// A manifest and what may be signatures of it.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// What the manifest's digest must be.
+    pub expected: Digest,
+    /// The manifest as it came.
+    pub manifest: Bytes,
+    /// What may be signatures.
+    pub candidates: Vec<Candidate>,
+}
+
+/// What may be a signature: a layer of an artifact that refers to the manifest.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// How its manifest describes it.
+    pub layer: Descriptor,
+    /// Its bytes.
+    pub bytes: Bytes,
+}
+
+impl Candidate {
+    /// Whether it is of cosign 2's form.
+    pub fn is_legacy(&self) -> bool {
+        self.layer.media_type == oci::SIMPLE_SIGNING
+    }
+}
+
+impl Fetched {
+    /// A release out of files on this machine, without a signature.
+    pub fn of_files(app: &App, files: BTreeMap<Digest, Bytes>) -> Self {
+        let document = Bytes::from(app.to_json());
+        let config = Descriptor::of(oci::APP_CONFIG, &document);
+        let layer = |media_type: &str, digest: Digest| {
+            let size = files.get(&digest).map_or(0, |bytes| bytes.len() as u64);
+            let media_type = media_type.to_owned();
+            Descriptor { media_type, digest, size, artifact_type: None, annotations: BTreeMap::new() }
+        };
+        let components = app.components.values();
+        let layers = components.flat_map(|component| {
+            let code = std::iter::once(layer(oci::WASM, component.digest));
+            code.chain(component.files.values().map(|digest| layer(oci::APP_FILE, *digest))).collect::<Vec<_>>()
+        });
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(oci::MANIFEST.into()),
+            artifact_type: Some(oci::APP_CONFIG.into()),
+            layers: layers.collect(),
+            config,
+            subject: None,
+            annotations: BTreeMap::new(),
+        };
+        let manifest = Bytes::from(serde_json::to_vec(&manifest).expect("a manifest has only string keys"));
+        let head = Head { expected: Digest::of(&manifest), manifest, candidates: Vec::new() };
+        let mut blobs = files;
+        blobs.insert(Digest::of(&document), document);
+        Self { app: app.name.clone(), head, blobs }
+    }
+}
+
+/// Why a release's bytes did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The registry failed.
+    #[error("fetch from registry")]
+    Origin(#[from] OriginError),
+    /// The registry does not have it.
+    #[error("{0} is not in the registry")]
+    Absent(Digest),
+    /// It is not on this disk, and there is no control plane to ask.
+    #[error("{0} is not on disk, and no control plane is to be asked")]
+    Offline(Digest),
+    /// What came is not to be taken.
+    #[error("verify")]
+    Verify(#[from] VerifyError),
+    /// This disk failed.
+    #[error("keep on disk")]
+    State(#[from] StateError),
+    /// The task ended early.
+    #[error("disk task")]
+    Ended(#[source] tokio::task::JoinError),
+}
+
+impl FetchError {
+    /// The stable word for a [`Refusal`](selvage_config::plan::Refusal).
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Self::Verify(error) => error.cause(),
+            _ => "fetch",
+        }
+    }
+}
+
+/// Brings a release here: what is on disk from there, the rest from `origin`.
+///
+/// # Errors
+/// [`FetchError`]. What came whole stays on disk for the next attempt.
+pub async fn fetch(
+    release: &Release,
+    origin: Option<&Origin>,
+    state: &State,
+    policy: &Policy,
+) -> Result<Fetched, FetchError> {
+    let (app, digest) = (release.id.app.clone(), release.manifest);
+    let registry = origin.map(|origin| Registry { origin, repository: &release.repository });
+    let mut head = Head { expected: digest, manifest: Bytes::new(), candidates: Vec::new() };
+    head.manifest = match on_disk(state, digest).await? {
+        Some(bytes) => bytes,
+        None => registry.as_ref().ok_or(FetchError::Offline(digest))?.manifest(digest).await?,
+    };
+    head.candidates = disk(state, move |state| candidates_on_disk(state, digest)).await?;
+    let trusted = match (trust(&head, policy), &registry) {
+        (Err(VerifyError::Unsigned | VerifyError::Untrusted { .. }), Some(registry)) => {
+            // Nothing on disk says so; the registry may know a signature that came later.
+            head.candidates = registry.candidates(digest, policy).await?;
+            trust(&head, policy)?
+        }
+        (trusted, _) => trusted?,
+    };
+    keep_head(state, &head).await?;
+
+    let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
+    wanted.extend(trusted.needed().map(|descriptor| (descriptor.digest, descriptor.size)));
+    let bring = |(digest, size)| {
+        let registry = &registry;
+        async move {
+            if let Some(bytes) = on_disk(state, digest).await? {
+                return Ok::<_, FetchError>((digest, bytes));
+            }
+            let bytes = registry.as_ref().ok_or(FetchError::Offline(digest))?.blob(digest, size).await?;
+            let kept = bytes.clone();
+            disk(state, move |state| state.keep_blob(&kept)).await?;
+            Ok((digest, bytes))
+        }
+    };
+    let blobs = futures_util::stream::iter(wanted).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect().await?;
+    Ok(Fetched { app, head, blobs })
+}
+
+/// Keeps what proves that a release may run, so that the next start needs nobody for it.
+async fn keep_head(state: &State, head: &Head) -> Result<(), FetchError> {
+    let head = head.clone();
+    disk(state, move |state| {
+        state.keep_blob(&head.manifest)?;
+        head.candidates.iter().try_for_each(|candidate| state.keep_blob(&candidate.bytes))?;
+        let layers: Vec<Descriptor> = head.candidates.into_iter().map(|candidate| candidate.layer).collect();
+        state.keep_signatures(head.expected, &layers)
+    })
+    .await
+}
+
+fn candidates_on_disk(state: &State, manifest: Digest) -> Result<Vec<Candidate>, StateError> {
+    // An unreadable list is an empty one here: if it can't be had anew, the release counts as unsigned.
+    let layers = state.signatures(manifest).unwrap_or_else(|error| {
+        tracing::warn!(error = super::origin::chain(&error), "list of signatures on disk is damaged");
+        Vec::new()
+    });
+    let candidate = |layer: Descriptor| {
+        let bytes = state.blob(layer.digest).transpose()?;
+        Some(bytes.map(|bytes| Candidate { layer, bytes }))
+    };
+    layers.into_iter().take(SIGNATURES_MAX).filter_map(candidate).collect()
+}
+
+async fn on_disk(state: &State, digest: Digest) -> Result<Option<Bytes>, FetchError> {
+    disk(state, move |state| state.blob(digest)).await
+}
+
+/// Does what blocks where it may.
+async fn disk<T: Send + 'static>(
+    state: &State,
+    act: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
+) -> Result<T, FetchError> {
+    let state = state.clone();
+    let done = tokio::task::spawn_blocking(move || act(&state)).await.map_err(FetchError::Ended)?;
+    Ok(done?)
+}
+
+/// One repository of the control plane's registry.
+struct Registry<'a> {
+    origin: &'a Origin,
+    repository: &'a Repository,
+}
+
+impl Registry<'_> {
+    /// The manifest with a digest.
+    async fn manifest(&self, digest: Digest) -> Result<Bytes, FetchError> {
+        let bytes = self.by_reference(&digest.to_string(), oci::MANIFEST).await?;
+        expect(digest, bytes.ok_or(FetchError::Absent(digest))?)
+    }
+
+    async fn by_reference(&self, reference: &str, accept: &str) -> Result<Option<Bytes>, FetchError> {
+        let path = format!("/v2/{}/manifests/{reference}", self.repository);
+        Ok(self.origin.get(&path, accept, MANIFEST_BYTES_MAX).await?)
+    }
+
+    /// The blob with a digest, of which not more than `size` bytes are read.
+    async fn blob(&self, digest: Digest, size: u64) -> Result<Bytes, FetchError> {
+        let path = format!("/v2/{}/blobs/{digest}", self.repository);
+        let bytes = self.origin.get(&path, "*/*", size).await?;
+        expect(digest, bytes.ok_or(FetchError::Absent(digest))?)
+    }
+
+    /// Everything that may be a signature of the manifest. Something broken among it is left out: it must not stand in
+    /// the way of a good one.
+    async fn candidates(&self, manifest: Digest, policy: &Policy) -> Result<Vec<Candidate>, FetchError> {
+        let mut listed = self.listed(&format!("/v2/{}/referrers/{manifest}", self.repository)).await?;
+        if listed.is_empty() {
+            // A registry without that endpoint: the list lies under a tag (distribution-spec 1.1, "Referrers Tag
+            // Schema").
+            let tag = format!("sha256-{}", manifest.hex());
+            listed = self.listed(&format!("/v2/{}/manifests/{tag}", self.repository)).await?;
+        }
+        let opened = listed.into_iter().take(REFERRERS_MAX).map(|referrer| self.bundle_of(referrer));
+        let opened = futures_util::stream::iter(opened).buffered(BLOBS_AT_ONCE);
+        let mut found = Vec::new();
+        let mut opened = std::pin::pin!(opened);
+        while let Some(candidate) = opened.next().await {
+            found.extend(candidate?);
+            if found.len() == SIGNATURES_MAX {
+                break;
+            }
+        }
+        if found.is_empty() && matches!(policy, Policy::Keys { legacy: true, .. }) {
+            return self.legacy(manifest).await;
+        }
+        Ok(found)
+    }
+
+    /// The manifests of an index.
+    async fn listed(&self, path: &str) -> Result<Vec<Descriptor>, FetchError> {
+        let Some(bytes) = self.origin.get(path, oci::INDEX, MANIFEST_BYTES_MAX).await? else { return Ok(Vec::new()) };
+        Ok(serde_json::from_slice::<Index>(&bytes).map(|index| index.manifests).unwrap_or_default())
+    }
+
+    /// The bundle in an artifact, if it holds one. What the index says of the artifact's type is not believed: clients
+    /// write there whatever they like.
+    async fn bundle_of(&self, referrer: Descriptor) -> Result<Option<Candidate>, FetchError> {
+        let bytes = match self.manifest(referrer.digest).await {
+            Ok(bytes) => bytes,
+            Err(FetchError::Absent(_) | FetchError::Verify(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Ok(Manifest { layers, .. }) = serde_json::from_slice(&bytes) else { return Ok(None) };
+        match <[Descriptor; 1]>::try_from(layers) {
+            Ok([layer]) if layer.media_type.starts_with(BUNDLE_PREFIX) => self.candidate(layer).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// cosign 2's signatures: the layers of an image under a tag.
+    async fn legacy(&self, manifest: Digest) -> Result<Vec<Candidate>, FetchError> {
+        let tag = format!("sha256-{}.sig", manifest.hex());
+        let Some(bytes) = self.by_reference(&tag, oci::MANIFEST).await? else { return Ok(Vec::new()) };
+        let layers = serde_json::from_slice::<Manifest>(&bytes).map(|image| image.layers).unwrap_or_default();
+        let mut found = Vec::new();
+        for layer in layers.into_iter().filter(|l| l.media_type == oci::SIMPLE_SIGNING).take(SIGNATURES_MAX) {
+            found.extend(self.candidate(layer).await?);
+        }
+        Ok(found)
+    }
+
+    async fn candidate(&self, layer: Descriptor) -> Result<Option<Candidate>, FetchError> {
+        if layer.size > BUNDLE_BYTES_MAX as u64 {
+            return Ok(None);
+        }
+        match self.blob(layer.digest, layer.size).await {
+            Ok(bytes) => Ok(Some(Candidate { layer, bytes })),
+            Err(FetchError::Absent(_) | FetchError::Verify(_) | FetchError::Origin(OriginError::Large { .. })) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// `bytes`, if they have the digest.
+fn expect(expected: Digest, bytes: Bytes) -> Result<Bytes, FetchError> {
+    let actual = Digest::of(&bytes);
+    if actual == expected { Ok(bytes) } else { Err(VerifyError::Digest { expected, actual }.into()) }
+}

@@ -1,0 +1,283 @@
+//! The control plane as a node reaches it: mTLS, bounded in bytes and time, and asked again with patience.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::StatusCode;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::ACCEPT;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls::ClientConfig;
+use selvage_certs::Role;
+use serde::Serialize;
+use tokio::time::timeout;
+
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest wait for the head of an answer, besides what the question itself asks to wait.
+const HEAD: Duration = Duration::from_secs(15);
+/// Longest pause within an answer.
+const PAUSE: Duration = Duration::from_secs(15);
+/// Longest time for one answer.
+const WHOLE: Duration = Duration::from_secs(600);
+/// How often one thing is asked for before that counts as failed.
+const ATTEMPTS: u32 = 4;
+/// First and longest pause between attempts.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Characters of an error's body that are repeated.
+const BODY_SHOWN_MAX: usize = 200;
+
+/// The control plane.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    client: reqwest::Client,
+    base: Arc<str>,
+}
+
+/// Why the control plane did not give what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum OriginError {
+    /// The address is not `host:port`.
+    #[error("{0:?} is no host:port")]
+    Address(String),
+    /// The client can't be made.
+    #[error("make client")]
+    Client(#[source] reqwest::Error),
+    /// No answer.
+    #[error("ask the control plane for {path}")]
+    Unreachable {
+        /// What was asked for.
+        path: String,
+        /// Why there is none.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// No answer in time.
+    #[error("no answer in time to {0}")]
+    Slow(String),
+    /// Another answer than hoped for.
+    #[error("{path} is answered {status}: {body}")]
+    Status {
+        /// What was asked for.
+        path: String,
+        /// The answer.
+        status: StatusCode,
+        /// How its body begins.
+        body: String,
+    },
+    /// More bytes than allowed.
+    #[error("{path} has more than {bytes_max} bytes")]
+    Large {
+        /// What was asked for.
+        path: String,
+        /// The most.
+        bytes_max: u64,
+    },
+}
+
+/// Pauses between attempts: each twice the last, up to a bound, with jitter, so that a fleet does not return at once.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+    first: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
+        Self { next: first, first, longest }
+    }
+
+    /// The next pause.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let pause = jittered(self.next);
+        self.next = (self.next * 2).min(self.longest);
+        pause
+    }
+
+    /// It went well: the next failure begins anew.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+/// Between a half and the whole of `duration`.
+pub(crate) fn jittered(duration: Duration) -> Duration {
+    let mut random = [0; 2];
+    // Without random bytes the pause is merely predictable.
+    let _ = SystemRandom::new().fill(&mut random);
+    duration / 2 + duration / 2 * u32::from(u16::from_le_bytes(random)) / u32::from(u16::MAX)
+}
+
+/// Resolves whatever name to the configured address: the name is the one in the control plane's certificate.
+struct Fixed(String);
+
+impl Resolve for Fixed {
+    fn resolve(&self, _: Name) -> Resolving {
+        let address = self.0.clone();
+        Box::pin(async move {
+            let found: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
+impl Origin {
+    /// The control plane at `address` (`host:port`). `tls` shows who the node is and trusts the fleet's authority;
+    /// the name verified is the control plane's own, whatever the address.
+    ///
+    /// # Errors
+    /// [`OriginError::Address`], [`OriginError::Client`].
+    pub fn new(address: &str, tls: ClientConfig) -> Result<Self, OriginError> {
+        let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let (_, port) =
+            port.filter(|(host, _)| !host.is_empty()).ok_or_else(|| OriginError::Address(address.into()))?;
+        let client = reqwest::Client::builder()
+            .use_preconfigured_tls(tls)
+            .dns_resolver(Arc::new(Fixed(address.to_owned())))
+            .https_only(true)
+            .no_proxy()
+            // A redirect would lead away from the one host that is trusted.
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .build()
+            .map_err(OriginError::Client)?;
+        Ok(Self { client, base: format!("https://{}:{port}", Role::ControlPlane.tls_name()).into() })
+    }
+
+    /// Asks for `path`, again when the control plane fails. `None`: there is no such thing.
+    ///
+    /// # Errors
+    /// The last attempt's.
+    pub async fn get(&self, path: &str, accept: &str, bytes_max: u64) -> Result<Option<Bytes>, OriginError> {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        for _ in 1..ATTEMPTS {
+            match self.get_once(path, accept, bytes_max, Duration::ZERO).await {
+                Err(error) if error.may_pass() => tokio::time::sleep(backoff.pause()).await,
+                other => return other,
+            }
+        }
+        self.get_once(path, accept, bytes_max, Duration::ZERO).await
+    }
+
+    /// Asks once for `path`, which may be answered after `wait` only. `None`: not found, or not changed.
+    ///
+    /// # Errors
+    /// [`OriginError`].
+    pub async fn get_once(
+        &self,
+        path: &str,
+        accept: &str,
+        bytes_max: u64,
+        wait: Duration,
+    ) -> Result<Option<Bytes>, OriginError> {
+        let sending = self.client.get(format!("{}{path}", self.base)).header(ACCEPT, accept).send();
+        let response = answer(path, sending, wait + HEAD).await?;
+        if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::NOT_MODIFIED) {
+            return Ok(None);
+        }
+        if response.status() != StatusCode::OK {
+            return Err(refused(path, response).await);
+        }
+        let whole = timeout(WHOLE, body(path, response, bytes_max)).await;
+        whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned()))).map(Some)
+    }
+
+    /// Puts a document.
+    ///
+    /// # Errors
+    /// [`OriginError`].
+    pub async fn put(&self, path: &str, document: &impl Serialize) -> Result<(), OriginError> {
+        let sending = self.client.put(format!("{}{path}", self.base)).json(document).send();
+        let response = answer(path, sending, HEAD).await?;
+        if response.status().is_success() { Ok(()) } else { Err(refused(path, response).await) }
+    }
+}
+
+async fn answer(
+    path: &str,
+    sending: impl Future<Output = Result<reqwest::Response, reqwest::Error>>,
+    longest: Duration,
+) -> Result<reqwest::Response, OriginError> {
+    let response = timeout(longest, sending).await.map_err(|_| OriginError::Slow(path.to_owned()))?;
+    response.map_err(|source| OriginError::Unreachable { path: path.to_owned(), source: source.without_url() })
+}
+
+/// Reads a body, which must not be larger than told nor than allowed.
+async fn body(path: &str, mut response: reqwest::Response, bytes_max: u64) -> Result<Bytes, OriginError> {
+    let large = || OriginError::Large { path: path.to_owned(), bytes_max };
+    if response.content_length().is_some_and(|length| length > bytes_max) {
+        return Err(large());
+    }
+    let mut bytes = BytesMut::new();
+    loop {
+        let chunk = timeout(PAUSE, response.chunk()).await.map_err(|_| OriginError::Slow(path.to_owned()))?;
+        let unreachable =
+            |source: reqwest::Error| OriginError::Unreachable { path: path.to_owned(), source: source.without_url() };
+        let Some(chunk) = chunk.map_err(unreachable)? else { return Ok(bytes.freeze()) };
+        if (bytes.len() + chunk.len()) as u64 > bytes_max {
+            return Err(large());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+}
+
+async fn refused(path: &str, mut response: reqwest::Response) -> OriginError {
+    let chunk = timeout(PAUSE, response.chunk()).await.ok().and_then(Result::ok).flatten().unwrap_or_default();
+    let body = String::from_utf8_lossy(&chunk).chars().take(BODY_SHOWN_MAX).collect();
+    OriginError::Status { path: path.to_owned(), status: response.status(), body }
+}
+
+impl OriginError {
+    /// Whether the same question may be answered later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Slow(_) => true,
+            Self::Status { status, .. } => {
+                status.is_server_error()
+                    || matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+            }
+            Self::Address(_) | Self::Client(_) | Self::Large { .. } => false,
+        }
+    }
+}
+
+/// An error with everything behind it, for people.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bound_and_begin_anew() {
+        let (first, longest) = (Duration::from_millis(100), Duration::from_millis(350));
+        let mut backoff = Backoff::new(first, longest);
+        for expected in [100, 200, 350, 350] {
+            let (pause, expected) = (backoff.pause(), Duration::from_millis(expected));
+            assert!(pause >= expected / 2 && pause <= expected, "{pause:?} of {expected:?}");
+        }
+        backoff.reset();
+        assert!(backoff.pause() <= first);
+    }
+
+    #[test]
+    fn an_address_needs_a_host_and_a_port() {
+        for bad in ["", "host", ":1", "host:", "host:http", "host:70000"] {
+            let tls = selvage_certs::client(&rustls::RootCertStore::empty());
+            assert!(matches!(Origin::new(bad, tls), Err(OriginError::Address(_))), "{bad}");
+        }
+    }
+}
