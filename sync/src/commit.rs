@@ -119,10 +119,11 @@ impl Committer {
             self.event(event, &mut later);
         }
         let writes = later.iter().any(|action| matches!(action, Action::Done { result: Ok(_), .. }));
-        if writes && self.failed.is_none() {
-            if let Err(error) = self.engine.flush() {
-                self.fail(error);
-            }
+        if writes
+            && self.failed.is_none()
+            && let Err(error) = self.engine.flush()
+        {
+            self.fail(error);
         }
         for action in later {
             self.carry_out(action);
@@ -235,4 +236,110 @@ impl Committer {
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::engine::{Batch, Memory, Row};
+
+    /// Counts flushes, and fails them when told to.
+    #[derive(Default)]
+    struct Counting {
+        rows: Memory,
+        flushes: AtomicUsize,
+        broken: AtomicBool,
+    }
+
+    impl Engine for Counting {
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+            self.rows.get(key)
+        }
+
+        fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Row>, EngineError> {
+            self.rows.scan(prefix, from, limit)
+        }
+
+        fn apply(&self, batch: Batch) -> Result<(), EngineError> {
+            self.rows.apply(batch)
+        }
+
+        fn flush(&self) -> Result<(), EngineError> {
+            self.flushes.fetch_add(1, Ordering::Relaxed);
+            if self.broken.load(Ordering::Relaxed) {
+                return Err(EngineError::new("flush", std::io::Error::other("no space")));
+            }
+            Ok(())
+        }
+    }
+
+    fn write(number: usize) -> (Input, oneshot::Receiver<Result<Option<i64>, KvError>>) {
+        let (reply, done) = oneshot::channel();
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let key = Key { store: "app/default".parse().unwrap(), name: format!("k{number}") };
+        (Input::Write { key, write: Write::Set(Bytes::from_static(b"v")), reply, _room: room }, done)
+    }
+
+    fn replica(engine: &Arc<Counting>) -> Replica {
+        let rows = Arc::clone(engine) as Arc<dyn Engine>;
+        Replica::open(rows, "a".parse().unwrap(), 1_000, 0).unwrap()
+    }
+
+    #[test]
+    fn what_waits_together_shares_a_flush() {
+        let engine: Arc<Counting> = Arc::default();
+        let replica = replica(&engine);
+        engine.flushes.store(0, Ordering::Relaxed);
+        let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+        let mut waiting = Vec::new();
+        for number in 0..2 * GROUP_MAX {
+            let (input, done) = write(number);
+            assert!(sender.try_send(input).is_ok());
+            waiting.push(done);
+        }
+        drop(sender);
+        run(replica, Arc::clone(&engine) as Arc<dyn Engine>, inputs, SharedHealth::default());
+        for mut done in waiting {
+            assert!(matches!(done.try_recv(), Ok(Ok(None))));
+        }
+        // One for each group and one at the end.
+        assert_eq!(engine.flushes.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_write_whose_flush_failed_is_an_error_is_told_to_nobody_and_ends_all_writing() {
+        let engine: Arc<Counting> = Arc::default();
+        let replica = replica(&engine);
+        let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+        let (frames, mut link) = mpsc::channel(16);
+        let peer: NodeName = "b".parse().unwrap();
+        let hello = Message::Hello {
+            versions: crate::wire::VERSIONS,
+            node: peer.clone(),
+            vector: crate::vector::VersionVector::default(),
+        };
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        assert!(sender.try_send(Input::Connected { peer: peer.clone(), session: 1, frames }).is_ok());
+        let received = Input::Received { peer, session: 1, message: hello, _room: room };
+        assert!(sender.try_send(received).is_ok());
+        let committer = std::thread::spawn({
+            let engine = Arc::clone(&engine) as Arc<dyn Engine>;
+            move || run(replica, engine, inputs, SharedHealth::default())
+        });
+        // Our hello and the end of an empty catch-up.
+        assert!(link.blocking_recv().is_some() && link.blocking_recv().is_some());
+        engine.broken.store(true, Ordering::Relaxed);
+        for number in 0..2 {
+            let (input, done) = write(number);
+            assert!(sender.blocking_send(input).is_ok());
+            assert!(matches!(done.blocking_recv(), Ok(Err(KvError::Engine(_)))));
+        }
+        assert!(link.blocking_recv().is_none(), "the link ended and the write was not sent");
+        drop(sender);
+        committer.join().unwrap();
+    }
 }

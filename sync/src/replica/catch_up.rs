@@ -60,7 +60,7 @@ impl Replica {
                 let ended = rows.len() < SCAN_ROWS;
                 for (row, key) in rows {
                     let Some(seq) = layout::index_seq(&row) else { continue };
-                    match self.find(&key, Dot { origin: origin.clone(), seq })? {
+                    match self.find(&key, &Dot { origin: origin.clone(), seq })? {
                         Found::Entry(entry) => {
                             bytes += size(&entry);
                             entries.push(entry);
@@ -89,9 +89,9 @@ impl Replica {
         Ok((entries, Some(claim)))
     }
 
-    fn find(&self, row: &[u8], dot: Dot) -> Result<Found, EngineError> {
+    fn find(&self, row: &[u8], dot: &Dot) -> Result<Found, EngineError> {
         match read::record_at(self.engine.as_ref(), row) {
-            Ok(record) => Ok(record.entry(&dot).cloned().map_or(Found::Superseded, Found::Entry)),
+            Ok(record) => Ok(record.entry(dot).cloned().map_or(Found::Superseded, Found::Entry)),
             Err(ReadError::Corrupt(_)) => Ok(Found::Unreadable),
             Err(ReadError::Engine(error)) => Err(error),
         }

@@ -161,7 +161,7 @@ fn a_full_queue_is_fed_no_more_and_the_peer_catches_up_when_it_drained() {
     }
     assert!((1..20).contains(&pushed));
     let mut caught_up = Vec::new();
-    while claims(&caught_up).is_empty() {
+    for _ in 0..100 {
         caught_up.extend(node.drained("b"));
     }
     assert_eq!(names(&caught_up).len(), 20);
@@ -179,9 +179,10 @@ fn what_arrives_behind_a_running_catch_up_is_sent_before_the_claim() {
     let mut messages = node.drained("p");
     assert_eq!(names(&messages), ["k2"]);
     node.hear("a", batch(vec![entry("a", 1, Stamp::at_ms(NOW_MS), "k1")]));
-    while claims(&messages).is_empty() {
+    for _ in 0..100 {
         messages.extend(node.drained("p"));
     }
+    assert_eq!(claims(&messages).len(), 1);
     assert!(names(&messages).contains(&"k1"), "{:?}", names(&messages));
     let mut all = names(&messages);
     all.sort_unstable();

@@ -1,7 +1,5 @@
 //! A node without peers.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use selvage_sync::entry::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use selvage_sync::{Kv, KvError, Options};
@@ -127,30 +125,4 @@ async fn after_closing_writes_fail_and_too_many_at_once_are_refused() {
     kv.close().await;
     kv.close().await;
     assert!(matches!(kv.set(&store(), "k", text("1")).await, Err(KvError::Closed)));
-}
-
-#[tokio::test]
-async fn many_writers_share_a_flush() {
-    const WRITES: u32 = 2_000;
-    let directory = tempfile::tempdir().unwrap();
-    let kv = alone(&directory).await;
-    let one = Instant::now();
-    for number in 0..50 {
-        kv.set(&store(), &format!("s{number}"), text("v")).await.unwrap();
-    }
-    let one = one.elapsed() / 50;
-    let many = Instant::now();
-    let writers: Vec<_> = (0..WRITES)
-        .map(|number| {
-            let kv = kv.clone();
-            tokio::spawn(async move { kv.set(&store(), &format!("k{number}"), text("v")).await })
-        })
-        .collect();
-    for writer in writers {
-        writer.await.unwrap().unwrap();
-    }
-    let each = many.elapsed() / WRITES;
-    println!("a write alone {one:?}, one of {WRITES} at once {each:?}");
-    assert!(each < one, "a write among many took {each:?}, alone {one:?}");
-    kv.close().await;
 }
