@@ -244,7 +244,12 @@ mod tests {
         };
         let refused = release(&mut records, large("one", VARIABLES_BYTES_MAX)).unwrap_err();
         assert!(matches!(refused, ReleaseError::Variables { .. }), "{refused:?}");
-        let last = (0..).find_map(|n| release(&mut records, large(&format!("app-{n}"), 60_000)).err());
-        assert!(matches!(last, Some(ReleaseError::Plan { .. })), "{last:?}");
+        release(&mut records, large("one", 60_000)).unwrap();
+        let one = Arc::clone(&records.apps[&"one".parse().unwrap()]);
+        for number in 0..PLAN_BYTES_MAX / 60_000 {
+            records.apps.insert(format!("app-{number}").parse().unwrap(), Arc::clone(&one));
+        }
+        let refused = release(&mut records, proposal("two", "a")).unwrap_err();
+        assert!(matches!(refused, ReleaseError::Plan { .. }), "{refused:?}");
     }
 }

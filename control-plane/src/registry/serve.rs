@@ -66,10 +66,10 @@ pub(crate) async fn serve(
     request: Request,
 ) -> Response {
     let (head, body) = request.into_parts();
-    // `/v2` and `/v2/` have no rest of a path.
     let path = match path {
+        // These two routes have no rest of a path to extract.
+        _ if matches!(head.uri.path(), "/v2" | "/v2/") => String::new(),
         Ok(Path(path)) => path,
-        Err(PathRejection::MissingPathParams(_)) => String::new(),
         Err(_) => return RegistryError::name_invalid("the path is not UTF-8").into_response(),
     };
     let Ok(Query(queries)) = queries else {

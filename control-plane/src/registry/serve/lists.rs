@@ -54,7 +54,8 @@ pub(super) async fn referrers(
     subject: Digest,
     asked: &Asked,
 ) -> Result<Response, RegistryError> {
-    let wanted = asked.query("artifactType").map(str::to_owned);
+    // A '+' that a client did not encode arrives as a space, which no media type has.
+    let wanted = asked.query("artifactType").map(|text| text.replace(' ', "+"));
     let last = asked.query("last").map(parse_digest).transpose()?;
     let (registry, name, filter) = (Arc::clone(&parts.registry), repository.clone(), wanted.clone());
     let (manifests, more) = disk::wait(move || {
