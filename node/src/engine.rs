@@ -1,1 +1,239 @@
-//! Placeholder, being written.
+//! The two wasmtime engines of a node: one a generation of WASI.
+//!
+//! A WASI 0.2 guest runs without the machinery for concurrent calls, which would cost it a third of its time; a
+//! WASI 0.3 guest needs it. Both engines allocate from pools, so that a fresh instance for each request is cheap.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use wasmtime::component::Linker;
+use wasmtime::{
+    Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
+};
+
+use crate::host::{self, State};
+
+/// One step of the epoch: the longest that a guest keeps a worker thread without yielding.
+pub const EPOCH_TICK: Duration = Duration::from_millis(5);
+/// Instances at once on one engine, unless the options say otherwise.
+const INSTANCES_DEFAULT: u32 = 1_000;
+/// Core instances that a component may have: its own, the preview1 adapter, and the shims between them.
+const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
+/// Core instances for each component instance, on average.
+const CORE_INSTANCES_AVERAGE: u32 = 8;
+/// Linear memories for each component instance, on average. Nearly all have one.
+const MEMORIES_AVERAGE: u32 = 1;
+/// Tables for each component instance, on average: its own, the adapter and the shims.
+const TABLES_AVERAGE: u32 = 4;
+/// Tables that one core module may have.
+const TABLES_PER_MODULE: u32 = 4;
+/// Entries that one table may have. Compiled C# and JavaScript engines have tens of thousands.
+const TABLE_ELEMENTS: usize = 100_000;
+/// Most of one linear memory, bytes, whatever the limits of a component: the WebAssembly maximum.
+const MEMORY_BYTES: usize = 1 << 32;
+/// Heaps for garbage-collected types at once. Hardly a component uses them.
+const GC_HEAPS: u32 = 100;
+/// Of each memory that stays resident between instances where the kernel tells which pages were touched, bytes.
+const RESIDENT_BYTES: usize = 2 * 1024 * 1024;
+/// The same where it doesn't, and all of it must be overwritten each time, bytes.
+const RESIDENT_BYTES_BLIND: usize = 32 * 1024;
+/// Of each table that stays resident, bytes.
+const RESIDENT_TABLE_BYTES: usize = 64 * 1024;
+/// Wasm stack of a guest, bytes. Beyond it a guest traps.
+const WASM_STACK_BYTES: usize = 512 * 1024;
+/// Stack of a guest together with what the host needs on it, bytes.
+const ASYNC_STACK_BYTES: usize = 2 * 1024 * 1024;
+
+/// What a node's operator may choose about the engines.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Instances at once, for each of the two engines.
+    pub instances: u32,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { instances: INSTANCES_DEFAULT }
+    }
+}
+
+/// The engines don't start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// wasmtime refuses the configuration, or the machine lacks what it needs.
+    #[error("start engine")]
+    Start(#[source] wasmtime::Error),
+    /// Two capabilities claim one name.
+    #[error("link the host's capabilities")]
+    Link(#[source] wasmtime::Error),
+    /// No thread for the epoch.
+    #[error("start epoch thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Which WASI a component was written for, and so which engine runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Generation {
+    /// WASI 0.2: `wasi:http/incoming-handler@0.2.x`.
+    P2,
+    /// WASI 0.3: `wasi:http/handler@0.3.x`.
+    P3,
+}
+
+/// Both engines, and everything that guests may link to. Cheap to clone.
+#[derive(Clone)]
+pub struct Engines {
+    p2: Arc<Side>,
+    p3: Arc<Side>,
+}
+
+/// One engine and what the host offers on it.
+struct Side {
+    engine: Engine,
+    linker: Linker<State>,
+}
+
+impl Engines {
+    /// Starts both engines and the thread that advances their epoch.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub fn new(options: &EngineOptions) -> Result<Self, EngineError> {
+        let p2 = start(options, Generation::P2)?;
+        let p3 = start(options, Generation::P3)?;
+        tick(vec![p2.weak(), p3.weak()])?;
+        let p2 = Side { linker: host::linker_p2(&p2).map_err(EngineError::Link)?, engine: p2 };
+        let p3 = Side { linker: host::linker_p3(&p3).map_err(EngineError::Link)?, engine: p3 };
+        Ok(Self { p2: Arc::new(p2), p3: Arc::new(p3) })
+    }
+
+    /// Differs whenever code compiled by other engines could not run on these: other version, CPU or configuration.
+    pub fn fingerprint(&self) -> String {
+        let mut out = String::new();
+        for side in [&self.p2, &self.p3] {
+            // Not for security: the cache authenticates what it reads. A collision would be refused by wasmtime's
+            // own check of the artifact.
+            let mut hasher = DefaultHasher::new();
+            side.engine.precompile_compatibility_hash().hash(&mut hasher);
+            out.push_str(&format!("{:016x}", hasher.finish()));
+        }
+        out
+    }
+
+    pub(crate) fn engine(&self, generation: Generation) -> &Engine {
+        &self.side(generation).engine
+    }
+
+    pub(crate) fn linker(&self, generation: Generation) -> &Linker<State> {
+        &self.side(generation).linker
+    }
+
+    fn side(&self, generation: Generation) -> &Side {
+        match generation {
+            Generation::P2 => &self.p2,
+            Generation::P3 => &self.p3,
+        }
+    }
+}
+
+/// An engine that allocates from pools if the machine has the address space for them.
+fn start(options: &EngineOptions, generation: Generation) -> Result<Engine, EngineError> {
+    let mut config = config(generation);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pools(options)));
+    match Engine::new(&config) {
+        Ok(engine) => Ok(engine),
+        Err(error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "no address space for pools: each instance is allocated alone"
+            );
+            config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+            Engine::new(&config).map_err(EngineError::Start)
+        }
+    }
+}
+
+fn config(generation: Generation) -> Config {
+    let mut config = Config::new();
+    config.epoch_interruption(true);
+    config.memory_init_cow(true);
+    config.max_wasm_stack(WASM_STACK_BYTES);
+    config.async_stack_size(ASYNC_STACK_BYTES);
+    // A backtrace for each error would cost more than a whole request. The one that RUST_BACKTRACE asks for is not
+    // even compiled in (wasmtime's feature `backtrace` is off); these are the walks through wasm frames.
+    config.wasm_backtrace_max_frames(None);
+    config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
+    match generation {
+        Generation::P2 => config.concurrency_support(false),
+        Generation::P3 => config.wasm_component_model_async(true),
+    };
+    config
+}
+
+fn pools(options: &EngineOptions) -> PoolingAllocationConfig {
+    let mut pools = PoolingAllocationConfig::new();
+    let instances = options.instances.max(1);
+    pools.total_component_instances(instances);
+    pools.total_core_instances(instances.saturating_mul(CORE_INSTANCES_AVERAGE));
+    pools.total_memories(instances.saturating_mul(MEMORIES_AVERAGE));
+    pools.total_tables(instances.saturating_mul(TABLES_AVERAGE));
+    pools.total_stacks(instances);
+    pools.total_gc_heaps(GC_HEAPS.min(instances));
+    pools.max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT);
+    pools.max_tables_per_module(TABLES_PER_MODULE);
+    pools.table_elements(TABLE_ELEMENTS);
+    pools.max_memory_size(MEMORY_BYTES);
+    // Slots stay warm for the component that used them last; with fewer, many tenants would evict each other.
+    pools.max_unused_warm_slots(instances);
+    let pagemap = PoolingAllocationConfig::is_pagemap_scan_available();
+    pools.pagemap_scan(if pagemap { Enabled::Yes } else { Enabled::No });
+    pools.linear_memory_keep_resident(if pagemap { RESIDENT_BYTES } else { RESIDENT_BYTES_BLIND });
+    pools.table_keep_resident(RESIDENT_TABLE_BYTES);
+    pools
+}
+
+/// Advances the epoch of the engines until nobody holds any of them any more.
+///
+/// A pool keeps its engine, so no guest can outlive the clock that interrupts it.
+fn tick(engines: Vec<EngineWeak>) -> Result<(), EngineError> {
+    let run = move || {
+        loop {
+            std::thread::sleep(EPOCH_TICK);
+            let alive: Vec<Engine> = engines.iter().filter_map(EngineWeak::upgrade).collect();
+            if alive.is_empty() {
+                return;
+            }
+            alive.iter().for_each(Engine::increment_epoch);
+        }
+    };
+    let thread = std::thread::Builder::new().name("selvage-epoch".into());
+    thread.spawn(run).map(drop).map_err(EngineError::Thread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_engines_of_one_configuration_have_one_fingerprint() {
+        let options = EngineOptions { instances: 4 };
+        let (a, b) = (Engines::new(&options).unwrap(), Engines::new(&options).unwrap());
+        assert_eq!(a.fingerprint(), b.fingerprint());
+        assert_eq!(a.fingerprint().len(), 32);
+    }
+
+    #[test]
+    fn the_epoch_thread_ends_with_the_last_engine() {
+        let engines = Engines::new(&EngineOptions { instances: 1 }).unwrap();
+        let weak = engines.engine(Generation::P2).weak();
+        assert!(weak.upgrade().is_some());
+        drop(engines);
+        // The thread may be holding it for the length of one step.
+        let gone = (0..200).any(|_| {
+            std::thread::sleep(EPOCH_TICK);
+            weak.upgrade().is_none()
+        });
+        assert!(gone);
+    }
+}

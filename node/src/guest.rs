@@ -1,1 +1,134 @@
-//! Placeholder, being written.
+//! One request through one guest: the head as soon as it stands, the bodies streaming both ways, the limits all along.
+
+pub(crate) mod bounds;
+
+mod body;
+mod meter;
+pub(crate) mod outcome;
+mod run;
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use http::header::CONTENT_LENGTH;
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use wasmtime_wasi_http::WasiBody;
+
+use self::body::{Answer, Drained, Running};
+use self::meter::Metered;
+use self::outcome::Outcome;
+use self::run::Head;
+use crate::fault::{ClientFault, Fault, GuestFault};
+use crate::pool::Pool;
+use crate::request::{Request, Response};
+
+/// Names and values of an answer's head together, bytes. More would not pass what stands between us and the client.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Calls a fresh instance.
+pub(crate) async fn call(pool: &Arc<Pool>, permit: OwnedSemaphorePermit, request: Request) -> Result<Response, Fault> {
+    let limits = &pool.grants.limits;
+    let deadline = request.arrived + Duration::from_millis(limits.wall_ms);
+    let outcome = Arc::new(Outcome::default());
+    let (sender, mut head) = oneshot::channel();
+    let asked = admit(request, limits.request_body_bytes, &outcome)?;
+    let work = run::work(pool, asked, &outcome, sender);
+    let mut guest = Metered::new(work, Arc::clone(&outcome), Duration::from_millis(limits.cpu_ms), deadline);
+    // Here, not in a task of its own: most guests are done before they ever wait.
+    let (head, ended) = poll_fn(|cx| {
+        let ended = Pin::new(&mut guest).poll(cx).is_ready();
+        match Pin::new(&mut head).poll(cx) {
+            Poll::Ready(Ok(head)) => Poll::Ready((Some(head), ended)),
+            _ if ended => Poll::Ready((None, true)),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    if let Some(fault) = outcome.body_fault() {
+        return Err(fault);
+    }
+    let response = checked(head.ok_or_else(|| run::silent(&outcome))?, pool)?;
+    let answer = Streaming { outcome, deadline };
+    if ended { answer.ended(response) } else { Ok(answer.streaming(response, guest, permit)) }
+}
+
+/// The request in the guest's form, if its head allows it at all.
+fn admit(request: Request, body_bytes: u64, outcome: &Arc<Outcome>) -> Result<run::Asked, Fault> {
+    let length = request.http.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if length.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > body_bytes) {
+        return Err(Fault::Client(ClientFault::BodyTooLarge));
+    }
+    let (scheme, authority) = (request.scheme(), request.authority().map(ToOwned::to_owned));
+    let http = request.http.map(|body| body::bounded(body, body_bytes, Arc::clone(outcome)));
+    run::asked(http, scheme, authority.as_deref())
+}
+
+/// Refuses what can't be sent.
+fn checked(head: Head, pool: &Pool) -> Result<http::Response<WasiBody>, Fault> {
+    let response = head.map_err(|code| {
+        let (app, component) = (&pool.grants.app, &pool.grants.component);
+        tracing::info!(target: "guest", %app, %component, code, "guest answered with an error code");
+        Fault::Guest(GuestFault::ErrorCode)
+    })?;
+    let bytes: usize = response.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    // An informational status is no answer (RFC 9110 15.2).
+    if bytes > HEAD_BYTES_MAX || response.status().is_informational() {
+        return Err(Fault::Guest(GuestFault::BadResponse));
+    }
+    Ok(response)
+}
+
+/// What an answer needs on its way out.
+struct Streaming {
+    outcome: Arc<Outcome>,
+    deadline: Instant,
+}
+
+impl Streaming {
+    /// The answer of a guest that is done. Nothing was sent yet, so a failure is still a fault, not half an answer.
+    fn ended(self, response: http::Response<WasiBody>) -> Result<Response, Fault> {
+        let (head, body) = response.into_parts();
+        let end = self.outcome.end().cloned().unwrap_or(Ok(()));
+        match (body::drain(body), end) {
+            (_, Err(fault)) => Err(fault),
+            (Drained::Broken, Ok(())) => Err(Fault::Guest(GuestFault::BadResponse)),
+            (Drained::Whole(frames), Ok(())) => Ok(self.answer(head, frames, None, None)),
+            (Drained::Open(frames, rest), Ok(())) => Ok(self.answer(head, frames, Some(rest), None)),
+        }
+    }
+
+    /// The answer of a guest that still works on it, from now on in a task.
+    fn streaming(&self, response: http::Response<WasiBody>, guest: Metered, permit: OwnedSemaphorePermit) -> Response {
+        let (head, body) = response.into_parts();
+        let task = tokio::spawn(async move {
+            guest.await;
+            drop(permit);
+        });
+        self.answer(head, VecDeque::new(), Some(body), Some(Running { task, complete: false }))
+    }
+
+    fn answer(
+        &self,
+        head: http::response::Parts,
+        frames: VecDeque<http_body::Frame<bytes::Bytes>>,
+        rest: Option<WasiBody>,
+        guest: Option<Running>,
+    ) -> Response {
+        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let answer = Answer {
+            frames,
+            rest,
+            outcome: Arc::clone(&self.outcome),
+            guest,
+            promised: length.and_then(|length| length.parse().ok()),
+            deadline: self.deadline,
+            sleep: None,
+        };
+        http::Response::from_parts(head, answer.boxed_unsync())
+    }
+}

@@ -1,0 +1,209 @@
+//! What guests write to stdout and stderr: line by line into the node's log, under the target `guest`.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use selvage_config::{AppName, ComponentName};
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+/// Longest line, bytes; what is longer is told in pieces.
+const LINE_BYTES_MAX: usize = 8 * 1024;
+/// What a guest may write in one call, bytes.
+const WRITE_BYTES_MAX: usize = 64 * 1024;
+
+/// The log of one guest for one request. Both streams share its bound.
+pub(crate) struct Log {
+    app: AppName,
+    component: ComponentName,
+    /// Bytes that may still be written.
+    left: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Log {
+    pub(crate) fn new(app: AppName, component: ComponentName, log_bytes: u64) -> Arc<Self> {
+        Arc::new(Self { app, component, left: AtomicU64::new(log_bytes), dropped: AtomicU64::new(0) })
+    }
+
+    /// Bytes that were not written because there were too many.
+    #[cfg(test)]
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// How many of `wanted` bytes may be written.
+    fn take(&self, wanted: usize) -> usize {
+        let wanted = wanted as u64;
+        let spend = |left: u64| Some(left - left.min(wanted));
+        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).unwrap_or(0);
+        let taken = left.min(wanted);
+        self.dropped.fetch_add(wanted - taken, Ordering::Relaxed);
+        usize::try_from(taken).unwrap_or(usize::MAX)
+    }
+
+    fn tell(&self, stream: &'static str, line: &[u8]) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if !line.is_empty() {
+            let text = String::from_utf8_lossy(line);
+            tracing::info!(target: "guest", app = %self.app, component = %self.component, stream, "{text}");
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let dropped = *self.dropped.get_mut();
+        if dropped > 0 {
+            tracing::warn!(target: "guest", app = %self.app, component = %self.component, dropped, "log cut off");
+        }
+    }
+}
+
+/// Stdout or stderr of a guest. All clones and handles are one stream.
+#[derive(Clone)]
+pub(crate) struct Stream(Arc<Lines>);
+
+/// The line that is being written.
+struct Lines {
+    log: Arc<Log>,
+    stream: &'static str,
+    open: Mutex<Vec<u8>>,
+}
+
+impl Stream {
+    pub(crate) fn new(log: &Arc<Log>, stream: &'static str) -> Self {
+        Self(Arc::new(Lines { log: Arc::clone(log), stream, open: Mutex::new(Vec::new()) }))
+    }
+}
+
+impl Lines {
+    /// Never refuses: a guest must not fail because nobody wants to read that much of it.
+    fn write(&self, bytes: &[u8]) {
+        let bytes = &bytes[..self.log.take(bytes.len())];
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (text, ended) = piece.strip_suffix(b"\n").map_or((piece, false), |text| (text, true));
+            for part in text.chunks(LINE_BYTES_MAX) {
+                if open.len() + part.len() > LINE_BYTES_MAX {
+                    self.log.tell(self.stream, &open);
+                    open.clear();
+                }
+                open.extend_from_slice(part);
+            }
+            if ended {
+                self.log.tell(self.stream, &open);
+                open.clear();
+            }
+        }
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.log.tell(self.stream, open);
+    }
+}
+
+impl IsTerminal for Stream {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Stream {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for Stream {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for Stream {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.0.write(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(WRITE_BYTES_MAX)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let bytes = &bytes[..bytes.len().min(WRITE_BYTES_MAX)];
+        self.0.write(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    fn log(log_bytes: u64) -> Arc<Log> {
+        Log::new("app".parse().unwrap(), "component".parse().unwrap(), log_bytes)
+    }
+
+    fn open(stream: &Stream) -> String {
+        String::from_utf8(stream.0.open.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_told_when_it_ends() {
+        let stream = Stream::new(&log(100), "stdout");
+        stream.0.write(b"one\ntwo");
+        assert_eq!(open(&stream), "two");
+        stream.0.write(b"\n");
+        assert_eq!(open(&stream), "");
+    }
+
+    #[test]
+    fn both_streams_share_one_bound_and_the_rest_is_counted() {
+        let log = log(10);
+        let (out, err) = (Stream::new(&log, "stdout"), Stream::new(&log, "stderr"));
+        out.0.write(b"sixsix");
+        err.0.write(b"sixsix");
+        assert_eq!((open(&out).as_str(), open(&err).as_str()), ("sixsix", "sixs"));
+        assert_eq!(log.dropped(), 2);
+        out.0.write(b"more");
+        assert_eq!(log.dropped(), 6);
+    }
+
+    #[test]
+    fn a_line_without_end_is_told_in_pieces() {
+        let stream = Stream::new(&log(u64::MAX), "stdout");
+        for _ in 0..100 {
+            stream.0.write(&[b'x'; 1000]);
+            assert!(open(&stream).len() <= LINE_BYTES_MAX);
+        }
+        stream.0.write(&[b'y'; 3 * LINE_BYTES_MAX]);
+        assert!(open(&stream).len() <= LINE_BYTES_MAX);
+    }
+}

@@ -1,0 +1,148 @@
+//! Guests, each in a fresh instance, under their limits and with what they were granted.
+
+mod activation;
+mod granted;
+mod limits;
+mod streams;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use selvage_config::app::App;
+use selvage_config::node::Egress as EgressOptions;
+use selvage_config::{Digest, Limits};
+use selvage_node::engine::{EngineOptions, Engines};
+use selvage_node::fault::Fault;
+use selvage_node::host::outbound::Egress;
+use selvage_node::pool::{ActivateError, Grants, Pool};
+use selvage_node::release::compile::{CompileCache, CompileError, Compiled, compile};
+use selvage_node::release::fetch::Fetched;
+use selvage_node::release::verify::{Policy, verify};
+use selvage_node::request::{Body, Protocol, Request, Response, empty, full};
+use selvage_sync::Kv;
+
+/// Instances at once in all tests together.
+const INSTANCES: u32 = 64;
+/// Long for any guest here, short for whoever waits for a test that hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The engines of all tests, and the code that they compiled. The cache stays: the next run is faster.
+static ENGINES: LazyLock<Engines> = LazyLock::new(|| Engines::new(&EngineOptions { instances: INSTANCES }).unwrap());
+static CACHE: LazyLock<CompileCache> =
+    LazyLock::new(|| CompileCache::open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests")).unwrap());
+
+/// The bytes of a guest: text of the test guests by name, or a component of the examples.
+fn code(name: &str) -> Bytes {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guest = root.join("tests/guests").join(name);
+    if name.ends_with(".wat") {
+        return wat::parse_file(guest).unwrap().into();
+    }
+    let example = root.join("../examples").join(name).join(format!("{name}.wasm"));
+    std::fs::read(example).unwrap().into()
+}
+
+fn compiled(cache: &CompileCache, bytes: Bytes) -> Result<Compiled, CompileError> {
+    let digest = Digest::of(&bytes);
+    let name = "guest".parse().unwrap();
+    let app = App::of_component("test".parse().unwrap(), "guest".parse().unwrap(), digest);
+    let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, bytes)]));
+    let verified = verify(fetched, &Policy::LocalFiles).unwrap();
+    compile(&ENGINES, cache, &verified.component(&name).unwrap())
+}
+
+/// A guest about to be activated, with what it gets.
+struct Guest {
+    code: Bytes,
+    grants: Grants,
+    _state: tempfile::TempDir,
+}
+
+impl Guest {
+    async fn new(name: &str) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let options = selvage_sync::Options {
+            node: "node".parse().unwrap(),
+            region: "here".parse().unwrap(),
+            directory: state.path().join("kv"),
+            listen: None,
+            tls: None,
+        };
+        let kv = Kv::open(options, Arc::new(|_| None)).await.unwrap();
+        let grants = Grants {
+            app: "test".parse().unwrap(),
+            component: "guest".parse().unwrap(),
+            limits: Limits::default(),
+            variables: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            files: None,
+            outbound: Vec::new(),
+            stores: Vec::new(),
+            kv,
+            egress: Arc::new(Egress::new(&EgressOptions::default()).unwrap()),
+        };
+        Self { code: code(name), grants, _state: state }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Grants)) -> Self {
+        change(&mut self.grants);
+        self
+    }
+
+    fn limits(self, change: impl FnOnce(&mut Limits)) -> Self {
+        self.with(|grants| change(&mut grants.limits))
+    }
+
+    fn activate(self) -> Result<Active, ActivateError> {
+        let compiled = compiled(&CACHE, self.code).unwrap();
+        Ok(Active { pool: Pool::new(&ENGINES, &compiled, self.grants)?, _state: self._state })
+    }
+
+    /// Activates it and sends one GET.
+    async fn get(self, path: &str) -> Result<Response, Fault> {
+        self.activate().unwrap().call(request("GET", path, empty())).await
+    }
+}
+
+/// A guest that answers requests.
+struct Active {
+    pool: Arc<Pool>,
+    _state: tempfile::TempDir,
+}
+
+impl Active {
+    async fn call(&self, request: Request) -> Result<Response, Fault> {
+        let lease = self.pool.lease(Instant::now() + PATIENCE).await?;
+        tokio::time::timeout(PATIENCE, lease.call(request)).await.expect("the guest's own limits are shorter")
+    }
+
+    async fn get(&self, path: &str) -> Result<Response, Fault> {
+        self.call(request("GET", path, empty())).await
+    }
+
+    /// Status and text of an answer.
+    async fn ask(&self, method: &str, path: &str, body: &'static str) -> (u16, String) {
+        told(self.call(request(method, path, full(body))).await.unwrap()).await
+    }
+}
+
+fn request(method: &str, path: &str, body: Body) -> Request {
+    let http = http::Request::builder().method(method).uri(path).header("host", "test.example");
+    Request {
+        http: http.body(body).unwrap(),
+        client: ([192, 0, 2, 1], 4711).into(),
+        protocol: Protocol::H1,
+        secure: true,
+        arrived: Instant::now(),
+    }
+}
+
+async fn told(response: Response) -> (u16, String) {
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}

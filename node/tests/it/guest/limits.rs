@@ -1,0 +1,109 @@
+//! What a guest may use, and what it is called when it wants more.
+
+use selvage_node::fault::GuestFault;
+
+use super::*;
+
+async fn fault(guest: Guest) -> Fault {
+    guest.get("/").await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_guest_that_burns_cpu_is_stopped() {
+    for name in ["burn.wat", "burn_start.wat"] {
+        let guest = Guest::new(name).await.limits(|limits| limits.cpu_ms = 100);
+        assert_eq!(fault(guest).await, Fault::Guest(GuestFault::ExceededCpu), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn others_run_while_a_guest_burns() {
+    // One thread: whoever does not yield stops everyone.
+    let guest = Guest::new("burn.wat").await.limits(|limits| limits.cpu_ms = 300).activate().unwrap();
+    let other = tokio::spawn(async {
+        let mut steps = 0_u32;
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            steps += 1;
+            if steps == 10 {
+                return steps;
+            }
+        }
+    });
+    let burning = async { guest.get("/").await.unwrap_err() };
+    let first = tokio::select! {
+        fault = burning => panic!("the guest was the only one to run: {fault:?}"),
+        steps = other => steps.unwrap(),
+    };
+    assert_eq!(first, 10);
+}
+
+#[tokio::test]
+async fn a_guest_that_hoards_memory_is_stopped() {
+    let guest = Guest::new("hog.wat").await.limits(|limits| limits.memory_bytes = 8 << 20);
+    assert_eq!(fault(guest).await, Fault::Guest(GuestFault::ExceededMemory));
+}
+
+#[tokio::test]
+async fn a_guest_that_is_too_large_from_the_start_is_named_so() {
+    let guest = Guest::new("hello.wat").await.limits(|limits| limits.memory_bytes = 1024);
+    assert_eq!(fault(guest).await, Fault::Guest(GuestFault::ExceededMemory));
+}
+
+#[tokio::test]
+async fn a_silent_guest_is_a_fault() {
+    assert_eq!(fault(Guest::new("silent.wat").await).await, Fault::Guest(GuestFault::NoResponse));
+}
+
+#[tokio::test]
+async fn a_guest_that_waits_too_long_is_stopped() {
+    let guest = Guest::new("slow.wat").await.limits(|limits| limits.wall_ms = 100);
+    assert_eq!(fault(guest).await, Fault::Guest(GuestFault::ExceededWall));
+}
+
+#[tokio::test]
+async fn time_in_the_queue_counts_as_wall_time() {
+    let guest = Guest::new("hello.wat").await.limits(|limits| limits.wall_ms = 1_000).activate().unwrap();
+    let mut late = request("GET", "/", empty());
+    late.arrived = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
+    assert_eq!(guest.call(late).await.unwrap_err(), Fault::Guest(GuestFault::ExceededWall));
+}
+
+#[tokio::test]
+async fn a_guest_that_floods_its_log_still_answers() {
+    let guest = Guest::new("log_flood.wat").await.limits(|limits| limits.log_bytes = 4096);
+    assert_eq!(told(guest.get("/").await.unwrap()).await, (200, "flooded".into()));
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_a_fault() {
+    let fault = fault(Guest::new("huge_headers.wat").await).await;
+    // The host refuses the field, and this guest traps on that.
+    assert!(matches!(fault, Fault::Guest(GuestFault::Trap | GuestFault::BadResponse)), "{fault:?}");
+}
+
+#[tokio::test]
+async fn requests_beyond_the_queue_are_shed_at_once() {
+    let guest = Guest::new("slow.wat").await.limits(|limits| {
+        limits.wall_ms = 30_000;
+        limits.concurrent_requests = 1;
+    });
+    let guest = guest.activate().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let held = guest.pool.lease(deadline).await.unwrap();
+    let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(guest.pool.lease(deadline))).collect();
+    for lease in &mut waiting {
+        assert!(futures_util::poll!(lease).is_pending());
+    }
+    assert_eq!(guest.pool.lease(deadline).await.err(), Some(Fault::Overload("queue")));
+    drop(held);
+    assert!(waiting.remove(0).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_lease_until_its_deadline_only() {
+    let guest = Guest::new("slow.wat").await.limits(|limits| limits.concurrent_requests = 1).activate().unwrap();
+    let _held = guest.pool.lease(Instant::now() + PATIENCE).await.unwrap();
+    let refused = guest.pool.lease(Instant::now() + Duration::from_millis(20)).await;
+    assert_eq!(refused.err(), Some(Fault::Overload("queue-deadline")));
+}
