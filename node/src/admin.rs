@@ -1,1 +1,277 @@
-//! Placeholder, being written.
+//! The operators' listener: health, metrics, status, KV and peers.
+//!
+//! With TLS only certificates of operators and of the control plane are let in; a node's own peers are not. Without, the
+//! listener takes a loopback address only, and no request that a web page could have sent.
+
+mod kv;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, ORIGIN};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use selvage_certs::{Role, peer_of};
+use selvage_config::plan::Status;
+use selvage_sync::Kv;
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::serve::Parts;
+
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 64;
+/// Time for a TLS handshake, and for a request's head.
+const HEAD_MAX: Duration = Duration::from_secs(10);
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Pause after the system refused a connection for want of files or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Prometheus' text format.
+const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// Tells what the node runs.
+pub type StatusOf = Arc<dyn Fn() -> Status + Send + Sync>;
+
+/// What the listener shows.
+#[derive(Clone)]
+pub struct AdminParts {
+    /// The front's parts: metrics, and whether there is anything to serve.
+    pub parts: Arc<Parts>,
+    /// The node's KV.
+    pub kv: Option<Kv>,
+    /// What the node runs.
+    pub status: StatusOf,
+}
+
+/// Why the listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Anybody could reach it.
+    #[error("admin listener without TLS on {address}, which is not loopback")]
+    Open {
+        /// Where it would have been.
+        address: SocketAddr,
+    },
+    /// The socket can't be had.
+    #[error("listen on {address} (admin)")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The open listener. Dropping it cuts everything off.
+#[derive(Debug)]
+pub struct Admin {
+    address: SocketAddr,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Admin {
+    /// Opens the listener. It answers when this returns.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn bind(
+        address: SocketAddr,
+        tls: Option<Arc<ServerConfig>>,
+        parts: AdminParts,
+    ) -> Result<Self, AdminError> {
+        if tls.is_none() && !address.ip().is_loopback() {
+            return Err(AdminError::Open { address });
+        }
+        let failed = |source| AdminError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, tls.map(TlsAcceptor::from), parts, stop.clone()));
+        Ok(Self { address, stop, tasks })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts no more, lets what is under way end until `deadline`, and cuts off the rest.
+    pub async fn drain(mut self, deadline: Instant) {
+        self.stop.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout_at(deadline.into(), all).await;
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, parts: AdminParts, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        // Every branch may be dropped: each of the three futures loses nothing.
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((tcp, client)) => {
+                    let (tls, parts, stop) = (tls.clone(), parts.clone(), stop.clone());
+                    connections.spawn(async move {
+                        if let Err(error) = connection(tcp, tls, parts, stop).await {
+                            tracing::debug!(%client, error = format!("{error:#}"), "admin connection ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no admin connection can be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(
+    tcp: TcpStream,
+    tls: Option<TlsAcceptor>,
+    parts: AdminParts,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(tls) = tls else { return speak(tcp, Caller::Local, parts, stop).await };
+    let stream = timeout(HEAD_MAX, tls.accept(tcp)).await??;
+    let caller = match peer_of(stream.get_ref().1.peer_certificates())? {
+        Some(role @ (Role::Operator { .. } | Role::ControlPlane)) => Caller::Known(role),
+        Some(Role::Node { .. }) | None => Caller::Stranger,
+    };
+    speak(stream, caller, parts, stop).await
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+enum Caller {
+    /// Somebody on this machine.
+    Local,
+    /// Somebody with a certificate that counts here.
+    Known(Role),
+    /// Anybody else.
+    Stranger,
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    caller: Caller,
+    parts: AdminParts,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let service = service_fn(move |request| {
+        let (caller, parts) = (caller.clone(), parts.clone());
+        async move { Ok::<_, Infallible>(answer(&caller, &parts, request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_header_size(HEAD_BYTES_MAX);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    // The connection is polled by reference: nothing of it is lost when the other branch wins.
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
+}
+
+/// An answer of this listener.
+type Answer = Response<Full<Bytes>>;
+
+/// What was wrong with a request, for people and programs.
+#[derive(Debug, Serialize)]
+struct Refusal<'a> {
+    error: &'a str,
+    hint: &'a str,
+}
+
+fn refuse(status: StatusCode, error: &str, hint: &str) -> Answer {
+    json(status, &Refusal { error, hint })
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    let text = serde_json::to_vec(value).expect("documents here have string keys and plain values");
+    plain(status, HeaderValue::from_static("application/json"), text)
+}
+
+fn plain(status: StatusCode, kind: HeaderValue, body: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn text(status: StatusCode, body: &'static str) -> Answer {
+    plain(status, HeaderValue::from_static("text/plain; charset=utf-8"), body)
+}
+
+async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>) -> Answer {
+    match caller {
+        Caller::Stranger => {
+            let hint = "use a certificate of an operator or of the control plane";
+            return refuse(StatusCode::FORBIDDEN, "not allowed", hint);
+        }
+        Caller::Local if !is_local(request.headers()) => {
+            return refuse(StatusCode::FORBIDDEN, "not allowed", "ask by loopback address, not from a web page");
+        }
+        Caller::Local => {}
+        Caller::Known(role) => {
+            tracing::info!(%role, method = %request.method(), path = request.uri().path(), "admin request");
+        }
+    }
+    let path = request.uri().path().to_owned();
+    match (request.method(), path.as_str()) {
+        (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
+        (&Method::GET, "/readyz") if admin.parts.is_ready() => text(StatusCode::OK, "ready\n"),
+        (&Method::GET, "/readyz") => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        (&Method::GET, "/metrics") => {
+            for peer in admin.kv.iter().flat_map(Kv::status) {
+                admin.parts.metrics.kv_peer(peer.node.as_str(), peer.connected, peer.lag);
+            }
+            plain(StatusCode::OK, EXPOSITION, admin.parts.metrics.text())
+        }
+        (&Method::GET, "/status") => json(StatusCode::OK, &(admin.status)()),
+        (_, "/healthz" | "/readyz" | "/metrics" | "/status") => {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET")
+        }
+        (_, path) => match (&admin.kv, path.strip_prefix("/kv/"), path.strip_prefix("/peers")) {
+            (_, None, None) => refuse(StatusCode::NOT_FOUND, "no such path", "see /status, /metrics, /kv/, /peers"),
+            (None, ..) => refuse(StatusCode::NOT_FOUND, "no KV", "this node runs without KV"),
+            (Some(kv), Some(rest), _) => kv::answer(kv, rest, request).await,
+            (Some(kv), None, Some(rest)) => kv::peers(kv, rest, request).await,
+        },
+    }
+}
+
+/// A web page can make a browser ask loopback addresses, but not without Origin on anything that changes something, nor
+/// under another name than its own.
+fn is_local(fields: &HeaderMap) -> bool {
+    let Some(host) = fields.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
+    let name = match host.parse::<SocketAddr>() {
+        Ok(address) => return address.ip().is_loopback() && !fields.contains_key(ORIGIN),
+        Err(_) => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    let loopback = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    loopback && !fields.contains_key(ORIGIN)
+}

@@ -1,1 +1,229 @@
-//! Placeholder, being written.
+//! What the node counts. This is the only file that names a metric.
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::fault::Fault;
+use crate::request::Protocol;
+
+/// Upper edges of the request-time histogram, seconds.
+const SECONDS: [f64; 12] = [0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+/// The label `app` of a request that no app was found for.
+pub const NO_APP: &str = "";
+/// The labels `fault` and `outcome` of a request that ended well.
+const WELL: (&str, &str) = ("", "ok");
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// The fault's class, empty if there was none.
+    pub fault: &'static str,
+    /// The outcome's name.
+    pub outcome: &'static str,
+}
+
+impl Outcome {
+    /// The whole answer went out.
+    pub const OK: Self = Self { fault: WELL.0, outcome: WELL.1 };
+    /// The client went away before the end of the answer.
+    pub const ABORTED: Self = Self { fault: "client", outcome: "aborted" };
+    /// The client's connection or framing failed while its body was read.
+    pub const TRANSPORT: Self = Self { fault: "client", outcome: "transport" };
+}
+
+impl From<&Fault> for Outcome {
+    fn from(fault: &Fault) -> Self {
+        Self { fault: fault.class(), outcome: fault.outcome() }
+    }
+}
+
+/// All metrics of a node. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    under_way: IntGauge,
+    connections: IntGaugeVec,
+    log_dropped: IntCounterVec,
+    refused: IntCounterVec,
+    kv_lag: IntGaugeVec,
+    kv_connected: IntGaugeVec,
+}
+
+/// One more while it lives, one less after.
+#[derive(Debug)]
+#[must_use = "the gauge goes down as soon as this is dropped"]
+pub struct Counted {
+    gauge: IntGauge,
+}
+
+impl Counted {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self { gauge }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}
+
+/// A metric's definition is a constant of this file: a name or label that prometheus refuses is found by any test.
+const FIXED: &str = "names, labels and buckets are constants that prometheus takes";
+
+fn counter(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    let metric = IntCounterVec::new(Opts::new(name, help), labels).expect(FIXED);
+    registry.register(Box::new(metric.clone())).expect(FIXED);
+    metric
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    let metric = IntGaugeVec::new(Opts::new(name, help), labels).expect(FIXED);
+    registry.register(Box::new(metric.clone())).expect(FIXED);
+    metric
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Metrics that have counted nothing.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let options = HistogramOpts::new("selvage_request_seconds", "Time from a request's head to its answer's end.")
+            .buckets(SECONDS.to_vec());
+        let seconds = HistogramVec::new(options, &["app", "protocol"]).expect(FIXED);
+        registry.register(Box::new(seconds.clone())).expect(FIXED);
+        let under_way = IntGauge::new("selvage_requests_under_way", "Requests under way.").expect(FIXED);
+        registry.register(Box::new(under_way.clone())).expect(FIXED);
+        Self {
+            requests: counter(
+                &registry,
+                "selvage_requests_total",
+                "Requests that ended, by how.",
+                &["app", "protocol", "fault", "outcome"],
+            ),
+            seconds,
+            under_way,
+            connections: gauge(&registry, "selvage_connections", "Open connections.", &["protocol"]),
+            log_dropped: counter(
+                &registry,
+                "selvage_guest_log_dropped_bytes_total",
+                "Bytes that guests wrote to their log beyond their limit.",
+                &["app"],
+            ),
+            refused: counter(
+                &registry,
+                "selvage_releases_refused_total",
+                "Releases that this node would not run, by cause.",
+                &["cause"],
+            ),
+            kv_lag: gauge(
+                &registry,
+                "selvage_kv_unacknowledged_writes",
+                "Writes of this node that a connected peer has not acknowledged.",
+                &["peer"],
+            ),
+            kv_connected: gauge(&registry, "selvage_kv_connected", "Whether there is a link to a peer.", &["peer"]),
+            registry,
+        }
+    }
+
+    /// A request ended.
+    pub fn request_ended(&self, app: &str, protocol: Protocol, outcome: Outcome, seconds: f64) {
+        let labels = [app, protocol.as_str(), outcome.fault, outcome.outcome];
+        self.requests.with_label_values(&labels).inc();
+        self.seconds.with_label_values(&labels[..2]).observe(seconds);
+    }
+
+    /// A request is under way until the result is dropped.
+    pub fn request_under_way(&self) -> Counted {
+        Counted::new(self.under_way.clone())
+    }
+
+    /// A connection is open until the result is dropped.
+    pub fn connection(&self, protocol: Protocol) -> Counted {
+        Counted::new(self.connections.with_label_values(&[protocol.as_str()]))
+    }
+
+    /// A guest of `app` wrote `bytes` more than its log takes.
+    pub fn guest_log_dropped(&self, app: &str, bytes: u64) {
+        self.log_dropped.with_label_values(&[app]).inc_by(bytes);
+    }
+
+    /// The node would not run a release; `cause` is the word of the status document.
+    pub fn release_refused(&self, cause: &str) {
+        self.refused.with_label_values(&[cause]).inc();
+    }
+
+    /// How it stands with `peer`: whether there is a link, and how many of our writes it has not acknowledged.
+    pub fn kv_peer(&self, peer: &str, connected: bool, lag: Option<u64>) {
+        self.kv_connected.with_label_values(&[peer]).set(connected.into());
+        match lag {
+            Some(lag) => self.kv_lag.with_label_values(&[peer]).set(i64::try_from(lag).unwrap_or(i64::MAX)),
+            // An old number would look like a known one. It fails only if there is none.
+            None => drop(self.kv_lag.remove_label_values(&[peer])),
+        }
+    }
+
+    /// All metrics in prometheus' text exposition format.
+    pub fn text(&self) -> String {
+        // The encoder fails only for a family without a metric, and `gather` returns none.
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::ClientFault;
+
+    #[test]
+    fn a_request_is_counted_by_how_it_ended() {
+        let metrics = Metrics::new();
+        metrics.request_ended("hello", Protocol::H2, Outcome::OK, 0.002);
+        let not_found = Outcome::from(&Fault::Client(ClientFault::NotFound));
+        metrics.request_ended(NO_APP, Protocol::H1, not_found, 0.001);
+        let text = metrics.text();
+        for line in [
+            r#"selvage_requests_total{app="hello",fault="",outcome="ok",protocol="h2"} 1"#,
+            r#"selvage_requests_total{app="",fault="client",outcome="not-found",protocol="h1"} 1"#,
+            r#"selvage_request_seconds_count{app="hello",protocol="h2"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_open_is_counted_while_it_lives() {
+        let metrics = Metrics::new();
+        let connection = metrics.connection(Protocol::H3);
+        let request = metrics.request_under_way();
+        assert!(metrics.text().contains(r#"selvage_connections{protocol="h3"} 1"#));
+        assert!(metrics.text().contains("selvage_requests_under_way 1"));
+        drop((connection, request));
+        assert!(metrics.text().contains(r#"selvage_connections{protocol="h3"} 0"#));
+        assert!(metrics.text().contains("selvage_requests_under_way 0"));
+    }
+
+    #[test]
+    fn drops_refusals_and_lag_have_their_labels() {
+        let metrics = Metrics::new();
+        metrics.guest_log_dropped("hello", 7);
+        metrics.release_refused("unsigned");
+        metrics.kv_peer("iad-1", true, Some(40));
+        metrics.kv_peer("sin-1", true, Some(1));
+        metrics.kv_peer("sin-1", false, None);
+        let text = metrics.text();
+        assert!(text.contains(r#"selvage_guest_log_dropped_bytes_total{app="hello"} 7"#));
+        assert!(text.contains(r#"selvage_releases_refused_total{cause="unsigned"} 1"#));
+        assert!(text.contains(r#"selvage_kv_unacknowledged_writes{peer="iad-1"} 40"#));
+        assert!(!text.contains(r#"selvage_kv_unacknowledged_writes{peer="sin-1"}"#));
+        assert!(text.contains(r#"selvage_kv_connected{peer="sin-1"} 0"#));
+    }
+}

@@ -1,1 +1,456 @@
-//! Placeholder, being written.
+//! From a request to its answer: the one function that names the steps is [`answer`].
+//!
+//! [`serve`] goes round it: faults become answers, every request is counted and logged once, when the last byte of its
+//! answer is out or given up.
+
+use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use selvage_config::{ComponentName, Limits, NodeName, Region};
+
+use crate::admit::{Admission, Permit};
+use crate::fault::{ClientFault, Fault, GuestFault};
+use crate::jwt;
+use crate::listen::head;
+use crate::metrics::{Counted, Metrics, NO_APP, Outcome};
+use crate::request::{Body, BodyError, Protocol, Request, Response, empty};
+use crate::route::{ActiveApp, Found, Table, fields};
+
+/// What every answer says that it was sent by.
+const SERVER: HeaderValue = HeaderValue::from_static("selvage");
+/// The field that names the node.
+const NODE: HeaderName = HeaderName::from_static("selvage-node");
+/// The field that names its region.
+const REGION: HeaderName = HeaderName::from_static("selvage-region");
+/// Prefix of the fields that only the node sets on an answer.
+const OURS: &str = "selvage-";
+
+/// What a request needs of the node.
+#[derive(Debug)]
+pub struct Parts {
+    /// Who answers which host and path. Swapped whole.
+    pub table: ArcSwap<Table>,
+    /// How many requests may be under way.
+    pub admission: Admission,
+    /// What is counted.
+    pub metrics: Metrics,
+    node: NodeName,
+    region: Region,
+    ids: Ids,
+    draining: AtomicBool,
+}
+
+/// Names requests: unique on this node, and not twice after a restart.
+#[derive(Debug)]
+struct Ids {
+    start: u64,
+    next: AtomicU64,
+}
+
+impl Parts {
+    /// Parts with an empty table.
+    pub fn new(node: NodeName, region: Region, requests_max: u32, metrics: Metrics) -> Self {
+        Self {
+            table: ArcSwap::from_pointee(Table::empty()),
+            admission: Admission::new(requests_max),
+            metrics,
+            node,
+            region,
+            // The standard library's hash keys are the one source of randomness that can't fail.
+            ids: Ids { start: RandomState::new().hash_one(0), next: AtomicU64::new(0) },
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    /// Where it stands.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Whether a load balancer should send requests here: there is an app, and the node is not about to leave.
+    pub fn is_ready(&self) -> bool {
+        !self.draining.load(Ordering::Relaxed) && !self.table.load().apps().is_empty()
+    }
+
+    /// The node is about to leave: it is not ready any more.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn next_id(&self) -> String {
+        format!("{:016x}-{:x}", self.ids.start, self.ids.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Answers a request. It never fails: a fault is an answer too.
+pub async fn serve(parts: &Arc<Parts>, request: Request) -> Response {
+    let method = request.http.method().clone();
+    let mut record = Record::new(Arc::clone(parts), &request);
+    let mut response = match answer(parts, request, &mut record).await {
+        Ok(response) => response,
+        Err(fault) => {
+            record.outcome = Outcome::from(&fault);
+            record.detail = fault.detail().map(str::to_owned);
+            fault.response()
+        }
+    };
+    finish_head(parts, &record, &mut response);
+    leave_out_body(&method, &mut response);
+    record.status = response.status();
+    response.map(|body| Tracked::new(body, record).boxed_unsync())
+}
+
+/// The steps.
+async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -> Result<Response, Fault> {
+    let authority = head::check(&mut request)?;
+    request.http.headers_mut().insert(fields::REQUEST_ID, record.id_field());
+    let found = parts.table.load().find(&authority, request.http.uri().path())?;
+    record.found(&found);
+    record.permit = Some(parts.admission.admit()?);
+    if let Some(fixed) = found.fixed() {
+        return Ok(fixed);
+    }
+    let (pattern, captures, target) = found.guest().ok_or_else(|| Fault::Node("route without a target".into()))?;
+    let limits = target.pool.limits();
+    refuse_large(&request, limits)?;
+    let claims = match &target.policy {
+        Some((rule, issuer)) => {
+            let (path, fields) = (request.http.uri().path(), request.http.headers());
+            jwt::authorize(rule, issuer, path, fields, SystemTime::now(), request.arrived).await?
+        }
+        None => None,
+    };
+    fields::tell_guest(&mut request, &authority, (pattern, captures), claims.as_ref());
+    let deadline = request.arrived + Duration::from_millis(limits.wall_ms);
+    let lease = target.pool.lease(deadline).await?;
+    checked(lease.call(request).await?)
+}
+
+/// A body that says how large it is need not be read to be refused. One that lies is cut off by the lease.
+fn refuse_large(request: &Request, limits: &Limits) -> Result<(), Fault> {
+    let length = request.http.headers().get(header::CONTENT_LENGTH).and_then(head::content_length);
+    if length.is_some_and(|length| length > limits.request_body_bytes) {
+        return Err(Fault::Client(ClientFault::BodyTooLarge));
+    }
+    Ok(())
+}
+
+/// A guest's answer without what only the node may say.
+fn checked(mut response: Response) -> Result<Response, Fault> {
+    if response.status().is_informational() {
+        return Err(Fault::Guest(GuestFault::BadResponse));
+    }
+    let fields = response.headers_mut();
+    let ours: Vec<HeaderName> = fields.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+    for name in ours {
+        fields.remove(name);
+    }
+    Ok(response)
+}
+
+fn finish_head(parts: &Parts, record: &Record, response: &mut Response) {
+    let fields = response.headers_mut();
+    fields::strip_hop_by_hop(fields);
+    fields.insert(header::SERVER, SERVER);
+    let name = |text: &str| HeaderValue::from_str(text).expect("a name has only letters, digits and '-'");
+    fields.insert(NODE, name(parts.node.as_str()));
+    fields.insert(REGION, name(parts.region.as_str()));
+    fields.insert(fields::REQUEST_ID, record.id_field());
+}
+
+/// RFC 9110 6.4.1: these answers have no body, but the first kind tells how long it would have been.
+fn leave_out_body(method: &Method, response: &mut Response) {
+    let length = response.body().size_hint().exact().filter(|length| *length > 0);
+    if *method == Method::HEAD {
+        if let Some(length) = length {
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+    } else if !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return;
+    }
+    *response.body_mut() = empty();
+}
+
+/// What is logged and counted of a request, once, when it is dropped.
+struct Record {
+    parts: Arc<Parts>,
+    id: String,
+    started: Instant,
+    protocol: Protocol,
+    client: std::net::SocketAddr,
+    method: Method,
+    host: String,
+    /// Without the query, which may hold what no log should.
+    path: String,
+    app: Option<Arc<ActiveApp>>,
+    component: Option<ComponentName>,
+    permit: Option<Permit>,
+    _under_way: Counted,
+    status: StatusCode,
+    outcome: Outcome,
+    detail: Option<String>,
+    sent_bytes: u64,
+}
+
+impl Record {
+    fn new(parts: Arc<Parts>, request: &Request) -> Self {
+        Self {
+            id: parts.next_id(),
+            started: request.arrived,
+            protocol: request.protocol,
+            client: request.client,
+            method: request.http.method().clone(),
+            host: request.authority().unwrap_or_default().to_owned(),
+            path: request.http.uri().path().to_owned(),
+            app: None,
+            component: None,
+            permit: None,
+            _under_way: parts.metrics.request_under_way(),
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            // What a request is that is dropped before it is answered.
+            outcome: Outcome::ABORTED,
+            detail: None,
+            sent_bytes: 0,
+            parts,
+        }
+    }
+
+    fn found(&mut self, found: &Found) {
+        self.app = Some(Arc::clone(found.app()));
+        self.component = found.guest().map(|(_, _, target)| target.component.clone());
+    }
+
+    fn id_field(&self) -> HeaderValue {
+        HeaderValue::from_str(&self.id).expect("hexadecimal digits and '-'")
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let app = self.app.as_ref().map_or(NO_APP, |active| active.app().name.as_str());
+        self.parts.metrics.request_ended(app, self.protocol, self.outcome, seconds);
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    id = self.id,
+                    client = %self.client,
+                    protocol = self.protocol.as_str(),
+                    method = %self.method,
+                    host = self.host,
+                    path = self.path,
+                    app,
+                    component = self.component.as_ref().map(ComponentName::as_str),
+                    status = self.status.as_u16(),
+                    fault = self.outcome.fault,
+                    outcome = self.outcome.outcome,
+                    detail = self.detail,
+                    bytes = self.sent_bytes,
+                    ms = seconds * 1_000.0,
+                    "request"
+                )
+            };
+        }
+        match self.outcome.fault {
+            "node" => line!(error),
+            "overload" | "guest" | "upstream" => line!(info),
+            _ => line!(debug),
+        }
+    }
+}
+
+/// An answer's body, which knows how it ended.
+struct Tracked {
+    body: Body,
+    record: Record,
+    /// What the head announced.
+    length: Option<u64>,
+    ended: bool,
+    /// The fault that was answered, or that all is well if the body gets through.
+    in_the_end: Outcome,
+}
+
+impl Tracked {
+    fn new(body: Body, mut record: Record) -> Self {
+        let failed_before = record.detail.is_some() || record.outcome != Outcome::ABORTED;
+        let in_the_end = if failed_before { record.outcome } else { Outcome::OK };
+        if !failed_before {
+            record.outcome = Outcome::ABORTED;
+        }
+        Self { length: body.size_hint().exact(), body, record, ended: false, in_the_end }
+    }
+
+    fn is_out(&self) -> bool {
+        self.ended || self.body.is_end_stream() || self.length == Some(self.record.sent_bytes)
+    }
+}
+
+impl http_body::Body for Tracked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            None => self.ended = true,
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                self.record.sent_bytes += length as u64;
+            }
+            Some(Err(error)) => {
+                self.in_the_end = match error {
+                    BodyError::Guest { outcome } => Outcome { fault: "guest", outcome },
+                    BodyError::TooLarge { .. } => Outcome::from(&Fault::Client(ClientFault::BodyTooLarge)),
+                    BodyError::Transport(_) => Outcome::TRANSPORT,
+                };
+                self.record.detail = Some(error.to_string());
+                self.ended = true;
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        if self.is_out() {
+            self.record.outcome = self.in_the_end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::full;
+    use crate::route::tests::fixed_app;
+
+    fn parts(requests_max: u32) -> Arc<Parts> {
+        let parts = Parts::new("fra-1".parse().unwrap(), "fra".parse().unwrap(), requests_max, Metrics::new());
+        parts.table.store(Arc::new(Table::alone(Arc::new(fixed_app("hello", &[], &["/a", "/b/..."])))));
+        Arc::new(parts)
+    }
+
+    fn request(method: &str, uri: &str) -> Request {
+        Request {
+            http: http::Request::builder().method(method).uri(uri).header("host", "a").body(empty()).unwrap(),
+            client: "192.0.2.7:4711".parse().unwrap(),
+            protocol: Protocol::H1,
+            secure: false,
+            arrived: Instant::now(),
+        }
+    }
+
+    fn counted(parts: &Parts, fault: &str, outcome: &str, app: &str) -> bool {
+        let labels = format!(r#"{{app="{app}",fault="{fault}",outcome="{outcome}",protocol="h1"}} 1"#);
+        parts.metrics.text().contains(&labels)
+    }
+
+    #[tokio::test]
+    async fn an_answer_names_its_node_and_is_counted_when_it_is_out() {
+        let parts = parts(1);
+        let response = serve(&parts, request("GET", "/a?secret=1")).await;
+        let fields = response.headers();
+        assert_eq!(
+            (&fields["server"], &fields["selvage-node"], &fields["selvage-region"]),
+            (&SERVER, &HeaderValue::from_static("fra-1"), &HeaderValue::from_static("fra"))
+        );
+        assert!(fields.contains_key("selvage-request-id"));
+        assert!(parts.metrics.text().contains("selvage_requests_under_way 1"));
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello /a");
+        assert!(counted(&parts, "", "ok", "hello"), "{}", parts.metrics.text());
+        assert!(parts.metrics.text().contains("selvage_requests_under_way 0"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_is_an_aborted_one() {
+        let parts = parts(1);
+        drop(serve(&parts, request("GET", "/a")).await);
+        assert!(counted(&parts, "client", "aborted", "hello"), "{}", parts.metrics.text());
+    }
+
+    #[tokio::test]
+    async fn a_fault_is_an_answer() {
+        let parts = parts(1);
+        for (method, uri, status, outcome) in [
+            ("GET", "/none", 404, "not-found"),
+            ("TRACE", "/a", 405, "bad-method"),
+            ("GET", "http://other/a", 400, "bad-host"),
+        ] {
+            let response = serve(&parts, request(method, uri)).await;
+            assert_eq!(response.status(), status);
+            assert_eq!(response.headers()["selvage-outcome"], outcome);
+            assert!(response.headers().contains_key("selvage-node"));
+            response.into_body().collect().await.unwrap();
+            assert!(counted(&parts, "client", outcome, ""), "{}", parts.metrics.text());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_is_taken_until_the_answer_is_out() {
+        let parts = parts(1);
+        let first = serve(&parts, request("GET", "/a")).await;
+        let second = serve(&parts, request("GET", "/a")).await;
+        assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 503));
+        assert_eq!(second.headers()["retry-after"], "1");
+        first.into_body().collect().await.unwrap();
+        assert_eq!(serve(&parts, request("GET", "/a")).await.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn head_has_a_length_and_no_body() {
+        let parts = parts(1);
+        let response = serve(&parts, request("HEAD", "/a")).await;
+        assert_eq!(response.headers()["content-length"], "8");
+        assert!(response.body().is_end_stream());
+        drop(response);
+        assert!(counted(&parts, "", "ok", "hello"), "{}", parts.metrics.text());
+    }
+
+    #[test]
+    fn a_guest_can_not_speak_for_the_node() {
+        let mut response = Response::new(full("x"));
+        response.headers_mut().insert("selvage-node", HeaderValue::from_static("forged"));
+        response.headers_mut().insert("selvage-outcome", HeaderValue::from_static("ok"));
+        response.headers_mut().insert("x-own", HeaderValue::from_static("1"));
+        let names: Vec<_> = checked(response).unwrap().headers().keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["x-own"]);
+        let mut early = Response::new(full(""));
+        *early.status_mut() = StatusCode::CONTINUE;
+        assert_eq!(checked(early).unwrap_err(), Fault::Guest(GuestFault::BadResponse));
+    }
+
+    #[test]
+    fn a_body_that_is_announced_too_large_is_refused_unread() {
+        let limits = Limits { request_body_bytes: 10, ..Limits::default() };
+        let sized = |length: &str| {
+            let mut request = request("POST", "/a");
+            request.http.headers_mut().insert("content-length", HeaderValue::from_str(length).unwrap());
+            refuse_large(&request, &limits)
+        };
+        assert_eq!(sized("10"), Ok(()));
+        assert_eq!(sized("11"), Err(Fault::Client(ClientFault::BodyTooLarge)));
+    }
+}

@@ -1,0 +1,267 @@
+//! KV for operators: values as they are, keys percent-encoded in the path; and how it stands with the peers.
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use selvage_config::{AppName, NodeName, Region, StoreLabel, StoreName};
+use selvage_sync::entry::VALUE_BYTES_MAX;
+use selvage_sync::store::LIST_MAX;
+use selvage_sync::{Kv, KvError};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, json, plain, refuse};
+
+/// Bytes of a document that orders something.
+const ORDER_BYTES_MAX: usize = 1024;
+/// Keys of a listing that names no limit.
+const LIST_DEFAULT: usize = 100;
+
+/// One key of a listing.
+#[derive(Debug, Serialize)]
+struct Item {
+    key: String,
+    bytes: usize,
+    stamp_ms: u64,
+    node: Option<NodeName>,
+}
+
+/// A listing.
+#[derive(Debug, Serialize)]
+struct Listing {
+    keys: Vec<Item>,
+    /// What to ask for next as `after`, if there may be more.
+    after: Option<String>,
+}
+
+/// A peer.
+#[derive(Debug, Serialize)]
+struct Peer {
+    node: NodeName,
+    region: Region,
+    connected: bool,
+    queued_bytes: usize,
+    lag: Option<u64>,
+    heard_ms: Option<u64>,
+}
+
+/// Whether the node shall be without its peers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Isolation {
+    on: bool,
+}
+
+/// Answers what follows `/kv/`: `<app>/<label>` or `<app>/<label>/<key>`.
+pub(super) async fn answer(kv: &Kv, rest: &str, request: Request<Incoming>) -> Answer {
+    let mut parts = rest.splitn(3, '/');
+    let (app, label, key) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next());
+    let (Ok(app), Ok(label)) = (app.parse::<AppName>(), label.parse::<StoreLabel>()) else {
+        return refuse(StatusCode::BAD_REQUEST, "no such store name", "the path is /kv/<app>/<label>/<key>");
+    };
+    let store = StoreName::of(&app, &label);
+    let Some(key) = key.filter(|key| !key.is_empty()) else {
+        return match *request.method() {
+            Method::GET => list(kv.clone(), store, request.uri().query().unwrap_or_default()).await,
+            _ => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET to list a store"),
+        };
+    };
+    let Some(key) = decode(key, false) else {
+        return refuse(StatusCode::BAD_REQUEST, "key is not percent-encoded UTF-8", "encode the key's bytes");
+    };
+    match *request.method() {
+        Method::GET => match kv.get(&store, &key) {
+            Ok(Some(value)) => plain(StatusCode::OK, HeaderValue::from_static("application/octet-stream"), value),
+            Ok(None) => {
+                refuse(StatusCode::NOT_FOUND, "no such key", "list the store's keys with GET /kv/<app>/<label>")
+            }
+            Err(error) => failed(&error),
+        },
+        Method::PUT => match body(request, VALUE_BYTES_MAX).await {
+            Ok(value) => done(kv.set(&store, &key, value).await),
+            Err(refusal) => *refusal,
+        },
+        Method::DELETE => done(kv.delete(&store, &key).await),
+        _ => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET, PUT or DELETE"),
+    }
+}
+
+/// Answers what follows `/peers`.
+pub(super) async fn peers(kv: &Kv, rest: &str, request: Request<Incoming>) -> Answer {
+    match (request.method(), rest) {
+        (&Method::GET, "") => {
+            let peer = |peer: selvage_sync::PeerStatus| Peer {
+                node: peer.node,
+                region: peer.region,
+                connected: peer.connected,
+                queued_bytes: peer.queued_bytes,
+                lag: peer.lag,
+                heard_ms: peer.heard_ms,
+            };
+            json(StatusCode::OK, &kv.status().into_iter().map(peer).collect::<Vec<_>>())
+        }
+        (&Method::POST, "/isolation") => {
+            let order = match body(request, ORDER_BYTES_MAX).await {
+                Ok(bytes) => serde_json::from_slice::<Isolation>(&bytes),
+                Err(refusal) => return *refusal,
+            };
+            match order {
+                Ok(order) => {
+                    kv.partition(order.on);
+                    json(StatusCode::OK, &order)
+                }
+                Err(_) => refuse(StatusCode::BAD_REQUEST, "not an order", "send {\"on\":true} or {\"on\":false}"),
+            }
+        }
+        (_, "" | "/isolation") => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "GET /peers, POST /peers/isolation"),
+        _ => refuse(StatusCode::NOT_FOUND, "no such path", "see /peers and /peers/isolation"),
+    }
+}
+
+async fn list(kv: Kv, store: StoreName, query: &str) -> Answer {
+    let Some(asked) = Asked::parse(query) else {
+        let hint = "the query may have prefix, after and limit (at most 1000)";
+        return refuse(StatusCode::BAD_REQUEST, "query", hint);
+    };
+    let limit = asked.limit;
+    // A listing reads many rows; it must not hold up a thread that serves.
+    let listed = tokio::task::spawn_blocking(move || {
+        kv.list_entries(&store, &asked.prefix, asked.after.as_deref(), asked.limit)
+    });
+    match listed.await {
+        Ok(Ok(found)) => {
+            let after = (found.len() == limit).then(|| found.last().map(|last| last.name.clone())).flatten();
+            let item = |found: selvage_sync::Listed| Item {
+                key: found.name,
+                bytes: found.bytes,
+                stamp_ms: found.stamp_ms,
+                node: found.node,
+            };
+            json(StatusCode::OK, &Listing { keys: found.into_iter().map(item).collect(), after })
+        }
+        Ok(Err(error)) => failed(&error),
+        Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "listing ended early", "see the node's log"),
+    }
+}
+
+/// A listing's query.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    prefix: String,
+    after: Option<String>,
+    limit: usize,
+}
+
+impl Asked {
+    fn parse(query: &str) -> Option<Self> {
+        let mut asked = Self { prefix: String::new(), after: None, limit: LIST_DEFAULT };
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=')?;
+            let value = decode(value, true)?;
+            match name {
+                "prefix" => asked.prefix = value,
+                "after" => asked.after = Some(value),
+                "limit" => asked.limit = value.parse().ok().filter(|limit| (1..=LIST_MAX).contains(limit))?,
+                _ => return None,
+            }
+        }
+        Some(asked)
+    }
+}
+
+/// Undoes percent-encoding (RFC 3986 2.1), and `+` for a space in a query. `None` if it is broken or no UTF-8.
+fn decode(text: &str, plus_is_space: bool) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        rest = tail;
+        bytes.push(match first {
+            b'%' => {
+                let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
+                rest = &tail[2..];
+                // `from_str_radix` takes a sign.
+                let hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+                u8::from_str_radix(digits, 16).ok().filter(|_| hex)?
+            }
+            b'+' if plus_is_space => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+async fn body(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, Box<Answer>> {
+    match Limited::new(request.into_body(), bytes_max).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let error = format!("body is larger than {bytes_max} bytes");
+            Err(Box::new(refuse(StatusCode::PAYLOAD_TOO_LARGE, &error, "send less")))
+        }
+        Err(_) => Err(Box::new(refuse(StatusCode::BAD_REQUEST, "body ended early", "send all of it"))),
+    }
+}
+
+fn done(result: Result<(), KvError>) -> Answer {
+    match result {
+        Ok(()) => plain(StatusCode::NO_CONTENT, HeaderValue::from_static("application/octet-stream"), Bytes::new()),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &KvError) -> Answer {
+    let (status, hint) = match error {
+        KvError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "use a shorter key or value"),
+        KvError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "try again"),
+        KvError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down"),
+        KvError::Corrupt { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "set or delete the key"),
+        KvError::NotCounter { .. } => (StatusCode::CONFLICT, "delete the key first"),
+        KvError::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, "see the node's log"),
+    };
+    if let KvError::Engine(source) = error {
+        tracing::error!(error = %source, "KV for the admin listener");
+    }
+    refuse(status, &error.to_string(), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_encoding_is_undone_or_refused() {
+        for (text, want) in [
+            ("a%2Fb", Some("a/b")),
+            ("%C3%A4", Some("ä")),
+            ("a+b", Some("a+b")),
+            ("%25", Some("%")),
+            ("", Some("")),
+            ("%", None),
+            ("%2", None),
+            ("%zz", None),
+            ("%+1", None),
+            ("%ff", None),
+            ("%ä", None),
+        ] {
+            assert_eq!(decode(text, false).as_deref(), want, "{text}");
+        }
+        assert_eq!(decode("a+b", true).as_deref(), Some("a b"));
+    }
+
+    #[test]
+    fn a_query_asks_for_what_it_names() {
+        let asked = Asked::parse("prefix=a%2F&after=a%2Fb&limit=7").unwrap();
+        assert_eq!(asked, Asked { prefix: "a/".into(), after: Some("a/b".into()), limit: 7 });
+        assert_eq!(Asked::parse("").unwrap().limit, LIST_DEFAULT);
+        for bad in ["limit=0", "limit=1001", "limit=x", "surprise=1", "prefix", "prefix=%zz"] {
+            assert_eq!(Asked::parse(bad), None, "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in ".*") {
+            let _ = decode(&text, true);
+            let _ = Asked::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What must hold for a request's head above what the parsers check, whichever of them read it.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use crate::fault::{ClientFault, Fault};
+use crate::request::{Protocol, Request};
+use crate::route::fields;
+
+/// Bytes of path and query.
+const TARGET_BYTES_MAX: usize = 8 * 1024;
+/// Fields of a head. The parser of HTTP/1.1 takes 100; in HTTP/2 and 3 each cookie may be a field of its own.
+const FIELDS_MAX: usize = 200;
+/// Fields that HTTP/2 and 3 have no use for (RFC 9113 8.2.2, RFC 9114 4.2).
+const OF_H1_ONLY: [HeaderName; 5] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Checks a request's head and takes out of it what must not go further: fields of the connection, and fields that only
+/// the node sets. Returns `host[:port]`.
+///
+/// # Errors
+/// [`Fault::Client`].
+pub(crate) fn check(request: &mut Request) -> Result<String, Fault> {
+    let (protocol, http) = (request.protocol, &mut request.http);
+    if matches!(*http.method(), Method::CONNECT | Method::TRACE) {
+        return Err(Fault::Client(ClientFault::Method));
+    }
+    let authority = authority(protocol, http.uri().authority(), http.headers()).ok_or(ClientFault::Host);
+    let authority = authority.map_err(Fault::Client)?;
+    let target = http.uri().path_and_query().map_or("", |target| target.as_str());
+    let whole = target.starts_with('/') && target.len() <= TARGET_BYTES_MAX && http.headers().len() <= FIELDS_MAX;
+    if !whole || !is_framed(protocol, http.headers()) {
+        return Err(Fault::Client(ClientFault::Malformed));
+    }
+    let fields = http.headers_mut();
+    join_cookies(fields);
+    fields::strip_hop_by_hop(fields);
+    fields::strip_ours(fields);
+    Ok(authority)
+}
+
+/// The one host that a request names (RFC 9112 3.2, RFC 9113 8.3.1, RFC 9114 4.3.1).
+fn authority(protocol: Protocol, target: Option<&Authority>, fields: &HeaderMap) -> Option<String> {
+    let mut hosts = fields.get_all(HOST).iter();
+    let field = hosts.next();
+    // HTTP/1.1 always has the field; the others have it or `:authority`.
+    let enough = field.is_some() || (protocol != Protocol::H1 && target.is_some());
+    if !enough || hosts.next().is_some() {
+        return None;
+    }
+    let field = match field {
+        Some(field) => Some(field.to_str().ok()?),
+        None => None,
+    };
+    let authority = target.map(Authority::as_str).or(field)?;
+    // Where both are there they must agree, or two readers could route to two apps.
+    if field.is_some_and(|field| !field.eq_ignore_ascii_case(authority)) {
+        return None;
+    }
+    let parsed: Authority = authority.parse().ok()?;
+    let port_is_number = match authority.strip_prefix(parsed.host())? {
+        "" => true,
+        port => port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok()),
+    };
+    (!parsed.host().is_empty() && port_is_number).then(|| authority.to_owned())
+}
+
+/// Whether the fields leave no doubt where the body ends.
+fn is_framed(protocol: Protocol, fields: &HeaderMap) -> bool {
+    let only = |name: HeaderName, want: &str| {
+        let mut values = fields.get_all(name).iter();
+        let first = values.next();
+        let fits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(want.as_bytes());
+        first.is_none_or(fits) && values.next().is_none()
+    };
+    let mut lengths = fields.get_all(CONTENT_LENGTH).iter();
+    let length_is_one = match lengths.next() {
+        None => true,
+        Some(length) => content_length(length).is_some() && lengths.all(|other| other == length),
+    };
+    let chunked_and_long = fields.contains_key(TRANSFER_ENCODING) && fields.contains_key(CONTENT_LENGTH);
+    length_is_one
+        && !chunked_and_long
+        && match protocol {
+            // RFC 9112 6.1: the parser takes any list that ends in `chunked`; we take the one coding that we undo.
+            Protocol::H1 => only(TRANSFER_ENCODING, "chunked"),
+            Protocol::H2 | Protocol::H3 => {
+                only(TE, "trailers") && !OF_H1_ONLY.iter().any(|name| fields.contains_key(name))
+            }
+        }
+}
+
+/// RFC 9110 8.6: digits and nothing else.
+pub(crate) fn content_length(value: &HeaderValue) -> Option<u64> {
+    let text = value.to_str().ok()?;
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// RFC 9113 8.2.3: what was one field in HTTP/1.1 becomes one again.
+fn join_cookies(fields: &mut HeaderMap) {
+    if fields.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        fields.insert(COOKIE, cookie);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::request::empty;
+
+    fn ask(protocol: Protocol, method: &str, uri: &str, fields: &[(&str, &str)]) -> (Result<String, Fault>, HeaderMap) {
+        let mut http = http::Request::builder().method(method).uri(uri);
+        for (name, value) in fields {
+            http = http.header(*name, *value);
+        }
+        let mut request = Request {
+            http: http.body(empty()).unwrap(),
+            client: "192.0.2.7:4711".parse().unwrap(),
+            protocol,
+            secure: true,
+            arrived: Instant::now(),
+        };
+        let checked = check(&mut request);
+        (checked, request.http.headers().clone())
+    }
+
+    fn host(protocol: Protocol, uri: &str, fields: &[(&str, &str)]) -> Option<String> {
+        match ask(protocol, "GET", uri, fields).0 {
+            Ok(host) => Some(host),
+            Err(fault) => {
+                assert_eq!(fault, Fault::Client(ClientFault::Host));
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        use Protocol::{H1, H2, H3};
+        for (protocol, uri, fields, want) in [
+            (H1, "/", &[("host", "a.example")][..], Some("a.example")),
+            (H1, "/", &[("host", "A.example:8443")], Some("A.example:8443")),
+            (H1, "/", &[("host", "[::1]:443")], Some("[::1]:443")),
+            (H1, "http://a.example/", &[("host", "A.EXAMPLE")], Some("a.example")),
+            (H2, "https://a.example/", &[], Some("a.example")),
+            (H2, "https://a.example/", &[("host", "a.example")], Some("a.example")),
+            (H3, "/", &[("host", "a.example")], Some("a.example")),
+            (H1, "/", &[], None),
+            (H1, "http://a.example/", &[], None),
+            (H1, "http://a.example/", &[("host", "b.example")], None),
+            (H1, "/", &[("host", "a.example"), ("host", "a.example")], None),
+            (H1, "/", &[("host", "")], None),
+            (H1, "/", &[("host", "a.example, b.example")], None),
+            (H1, "/", &[("host", "user@a.example")], None),
+            (H1, "/", &[("host", "a.example:x")], None),
+            (H1, "/", &[("host", "a.example:99999")], None),
+            (H1, "/", &[("host", "a.example/path")], None),
+            (H1, "/", &[("host", ":443")], None),
+            (H2, "/", &[], None),
+            (H2, "https://a.example/", &[("host", "b.example")], None),
+            (H3, "https://a.example/", &[("host", "a.example"), ("host", "b.example")], None),
+        ] {
+            assert_eq!(host(protocol, uri, fields).as_deref(), want, "{protocol:?} {uri} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn connect_and_trace_are_not_taken() {
+        for method in ["CONNECT", "TRACE"] {
+            let checked = ask(Protocol::H1, method, "/", &[("host", "a")]).0;
+            assert_eq!(checked, Err(Fault::Client(ClientFault::Method)));
+        }
+        for method in ["GET", "PUT", "OPTIONS", "PROPFIND"] {
+            assert!(ask(Protocol::H1, method, "/", &[("host", "a")]).0.is_ok());
+        }
+    }
+
+    #[test]
+    fn a_head_that_can_be_read_in_two_ways_is_refused() {
+        use Protocol::{H1, H2, H3};
+        for (protocol, fields) in [
+            (H1, &[("content-length", "1"), ("transfer-encoding", "chunked")][..]),
+            (H1, &[("transfer-encoding", "gzip, chunked")]),
+            (H1, &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]),
+            (H1, &[("transfer-encoding", "identity")]),
+            (H1, &[("content-length", "1"), ("content-length", "2")]),
+            (H1, &[("content-length", "+1")]),
+            (H1, &[("content-length", "1, 1")]),
+            (H1, &[("content-length", "")]),
+            (H1, &[("content-length", "99999999999999999999")]),
+            (H2, &[("connection", "close")]),
+            (H3, &[("connection", "close")]),
+            (H3, &[("transfer-encoding", "chunked")]),
+            (H3, &[("upgrade", "websocket")]),
+            (H3, &[("keep-alive", "1")]),
+            (H3, &[("te", "gzip")]),
+            (H3, &[("content-length", "1"), ("content-length", "2")]),
+        ] {
+            let fields: Vec<_> = fields.iter().copied().chain([("host", "a")]).collect();
+            let checked = ask(protocol, "POST", "/", &fields).0;
+            assert_eq!(checked, Err(Fault::Client(ClientFault::Malformed)), "{protocol:?} {fields:?}");
+        }
+        assert!(ask(H3, "POST", "/", &[("host", "a"), ("te", "trailers"), ("content-length", "0")]).0.is_ok());
+        assert!(ask(H1, "POST", "/", &[("host", "a"), ("transfer-encoding", "Chunked")]).0.is_ok());
+    }
+
+    #[test]
+    fn a_target_is_a_path_of_bounded_length() {
+        let long = format!("/{}", "a".repeat(TARGET_BYTES_MAX));
+        for bad in ["*", long.as_str()] {
+            let checked = ask(Protocol::H1, "OPTIONS", bad, &[("host", "a")]).0;
+            assert_eq!(checked, Err(Fault::Client(ClientFault::Malformed)), "{bad}");
+        }
+        let many = vec![("x", "y"); FIELDS_MAX];
+        let fields: Vec<_> = many.into_iter().chain([("host", "a")]).collect();
+        assert!(ask(Protocol::H2, "GET", "/", &fields).0.is_err());
+    }
+
+    #[test]
+    fn forged_and_hop_by_hop_fields_end_here_and_cookies_become_one() {
+        let (checked, fields) = ask(
+            Protocol::H1,
+            "GET",
+            "/",
+            &[
+                ("host", "a"),
+                ("spin-client-addr", "1.1.1.1:1"),
+                ("connection", "x-drop"),
+                ("x-drop", "1"),
+                ("cookie", "a=1"),
+                ("cookie", "b=2"),
+            ],
+        );
+        assert!(checked.is_ok());
+        let left: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(left, [("host", "a"), ("cookie", "a=1; b=2")]);
+    }
+}

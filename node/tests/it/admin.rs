@@ -1,0 +1,184 @@
+//! The operators' listener.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use selvage_certs::{Authority, ClientAuth, Identity, Role, mutual_client, mutual_server, roots_of};
+use selvage_config::plan::Status;
+use selvage_node::admin::{Admin, AdminError, AdminParts};
+use selvage_node::metrics::Metrics;
+use selvage_node::serve::Parts;
+use selvage_sync::{Kv, Options};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+fn status() -> Status {
+    Status {
+        node: "fra-1".parse().unwrap(),
+        region: "fra".parse().unwrap(),
+        version: "1".into(),
+        generation: 7,
+        replication: None,
+        front: None,
+        admin: None,
+        apps: Vec::new(),
+    }
+}
+
+async fn parts() -> (TempDir, AdminParts) {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, region) = (status().node, status().region);
+    let options = Options {
+        node: node.clone(),
+        region: region.clone(),
+        directory: directory.path().into(),
+        listen: None,
+        tls: None,
+    };
+    let kv = Kv::open(options, Arc::new(|_| None)).await.unwrap();
+    let parts = Arc::new(Parts::new(node, region, 10, Metrics::new()));
+    (directory, AdminParts { parts, kv: Some(kv), status: Arc::new(status) })
+}
+
+fn any() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+/// Asks over a stream of its own.
+async fn over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: http::Request<Full<Bytes>>,
+) -> (u16, Bytes) {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    driver.abort();
+    (status, body)
+}
+
+async fn ask(admin: &Admin, method: &str, path: &str, body: impl Into<Bytes>) -> (u16, Bytes) {
+    let address = admin.address();
+    let request = http::Request::builder().method(method).uri(path).header("host", address.to_string());
+    over(TcpStream::connect(address).await.unwrap(), request.body(Full::new(body.into())).unwrap()).await
+}
+
+fn read(body: &Bytes) -> Value {
+    serde_json::from_slice(body).unwrap()
+}
+
+#[tokio::test]
+async fn health_metrics_and_status_are_told() {
+    let (_directory, parts) = parts().await;
+    let admin = Admin::bind(any(), None, parts).await.unwrap();
+    assert_eq!(ask(&admin, "GET", "/healthz", "").await.0, 200);
+    assert_eq!(ask(&admin, "GET", "/readyz", "").await.0, 503, "there is no app");
+    let (code, metrics) = ask(&admin, "GET", "/metrics", "").await;
+    assert_eq!(code, 200);
+    assert!(String::from_utf8(metrics.to_vec()).unwrap().contains("selvage_requests_under_way 0"));
+    let (_, told) = ask(&admin, "GET", "/status", "").await;
+    assert_eq!(serde_json::from_slice::<Status>(&told).unwrap(), status());
+    assert_eq!(ask(&admin, "POST", "/status", "").await.0, 405);
+    let (code, refusal) = ask(&admin, "GET", "/nothing", "").await;
+    assert_eq!(code, 404);
+    assert!(read(&refusal)["hint"].is_string());
+    admin.drain(Instant::now() + Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn values_are_written_and_read_as_they_are() {
+    let (_directory, parts) = parts().await;
+    let admin = Admin::bind(any(), None, parts).await.unwrap();
+    let bytes: Vec<u8> = (0..=255).collect();
+    assert_eq!(ask(&admin, "PUT", "/kv/hello/default/a%2Fb%20c", bytes.clone()).await.0, 204);
+    let (code, value) = ask(&admin, "GET", "/kv/hello/default/a/b%20c", "").await;
+    assert_eq!((code, value), (200, bytes.into()));
+    let (_, listed) = ask(&admin, "GET", "/kv/hello/default?prefix=a%2F&limit=1", "").await;
+    let listed = read(&listed);
+    assert_eq!((&listed["keys"][0]["key"], &listed["keys"][0]["bytes"]), (&json!("a/b c"), &json!(256)));
+    assert_eq!(listed["after"], "a/b c");
+    let (_, rest) = ask(&admin, "GET", "/kv/hello/default/?after=a%2Fb+c", "").await;
+    assert_eq!(read(&rest), json!({"keys": [], "after": null}));
+    assert_eq!(ask(&admin, "DELETE", "/kv/hello/default/a%2Fb%20c", "").await.0, 204);
+    assert_eq!(ask(&admin, "GET", "/kv/hello/default/a%2Fb%20c", "").await.0, 404);
+}
+
+#[tokio::test]
+async fn what_can_not_be_stored_is_refused_with_a_hint() {
+    let (_directory, parts) = parts().await;
+    let admin = Admin::bind(any(), None, parts).await.unwrap();
+    let large = vec![0; selvage_sync::entry::VALUE_BYTES_MAX + 1];
+    for (method, path, body, want) in [
+        ("PUT", "/kv/hello/default/k".to_owned(), large, 413),
+        ("PUT", format!("/kv/hello/default/{}", "k".repeat(1_025)), vec![], 413),
+        ("GET", "/kv/hello".into(), vec![], 400),
+        ("GET", "/kv/Hello/default/k".into(), vec![], 400),
+        ("GET", "/kv/hello/default/%ff".into(), vec![], 400),
+        ("GET", "/kv/hello/default?limit=0".into(), vec![], 400),
+        ("PUT", "/kv/hello/default".into(), vec![], 405),
+        ("POST", "/kv/hello/default/k".into(), vec![], 405),
+        ("POST", "/peers/isolation".into(), b"{}".to_vec(), 400),
+        ("POST", "/peers/isolation".into(), vec![b' '; 2_000], 413),
+        ("GET", "/peers/isolation".into(), vec![], 405),
+    ] {
+        let (code, refusal) = ask(&admin, method, &path, body).await;
+        assert_eq!(code, want, "{method} {path}");
+        assert!(read(&refusal)["error"].is_string() && read(&refusal)["hint"].is_string());
+    }
+    assert_eq!(ask(&admin, "POST", "/peers/isolation", r#"{"on":true}"#).await.0, 200);
+    assert_eq!(read(&ask(&admin, "GET", "/peers", "").await.1), json!([]));
+}
+
+#[tokio::test]
+async fn without_tls_only_this_machine_and_no_web_page_is_let_in() {
+    let (_directory, parts) = parts().await;
+    let open = Admin::bind("0.0.0.0:0".parse().unwrap(), None, parts.clone()).await;
+    assert!(matches!(open, Err(AdminError::Open { .. })));
+    let admin = Admin::bind(any(), None, parts).await.unwrap();
+    for (fields, want) in [
+        (&[("host", "127.0.0.1:1")][..], 200),
+        (&[("host", "localhost:1")], 200),
+        (&[("host", "[::1]:1")], 200),
+        (&[], 403),
+        (&[("host", "evil.example")], 403),
+        (&[("host", "127.0.0.1.evil.example:1")], 403),
+        (&[("host", "127.0.0.1:1"), ("origin", "https://evil.example")], 403),
+    ] {
+        let mut request = http::Request::get("/healthz");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let stream = TcpStream::connect(admin.address()).await.unwrap();
+        assert_eq!(over(stream, request.body(Full::default()).unwrap()).await.0, want, "{fields:?}");
+    }
+}
+
+#[tokio::test]
+async fn with_tls_only_operators_and_the_control_plane_are_let_in() {
+    let authority = Authority::create("test").unwrap();
+    let roots = roots_of(&[authority.certificate_der()]).unwrap();
+    let node = Role::Node { region: "fra".parse().unwrap(), node: "fra-1".parse().unwrap() };
+    let issue = |role: &Role| -> Identity { authority.issue_identity(role, &[], &[]).unwrap() };
+    let tls = mutual_server(&issue(&node), &roots, ClientAuth::Required).unwrap();
+    let (_directory, parts) = parts().await;
+    let admin = Admin::bind(any(), Some(tls), parts).await.unwrap();
+    for (role, want) in
+        [(Role::ControlPlane, 200), (Role::Operator { name: "ada".parse().unwrap() }, 200), (node.clone(), 403)]
+    {
+        let connector = TlsConnector::from(mutual_client(&issue(&role), &roots).unwrap());
+        let tcp = TcpStream::connect(admin.address()).await.unwrap();
+        let stream = connector.connect(ServerName::try_from(node.tls_name()).unwrap(), tcp).await.unwrap();
+        let request = http::Request::get("/status").header("host", node.tls_name()).body(Full::default()).unwrap();
+        assert_eq!(over(stream, request).await.0, want, "{role}");
+    }
+}
