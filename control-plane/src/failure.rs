@@ -22,6 +22,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    #[expect(clippy::needless_pass_by_value, reason = "callers hand over errors that they are done with")]
     pub(crate) fn new(status: StatusCode, error: impl ToString) -> Self {
         Self { status, error: error.to_string(), hint: None }
     }

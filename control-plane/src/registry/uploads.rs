@@ -90,9 +90,7 @@ impl Uploads {
     pub(crate) fn begin(self: &Arc<Self>, repository: &Repository) -> Result<Taken, RegistryError> {
         let id = new_id()?;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if slots.len() >= UPLOADS_MAX {
-            self.expire(&mut slots);
-        }
+        self.expire(&mut slots, IDLE);
         if slots.len() >= UPLOADS_MAX {
             return Err(RegistryError::too_many(format!("there are {UPLOADS_MAX} uploads under way")));
         }
@@ -114,10 +112,11 @@ impl Uploads {
         Ok(Taken { uploads: Arc::clone(self), upload: Some(upload) })
     }
 
-    fn expire(&self, slots: &mut HashMap<String, Slot>) {
+    /// Drops what nobody has touched for `idle`. What a request has is in use, however long that takes.
+    fn expire(&self, slots: &mut HashMap<String, Slot>, idle: Duration) {
         let gone: Vec<String> = slots
             .iter()
-            .filter(|(_, slot)| slot.upload.is_some() && slot.touched.elapsed() > IDLE)
+            .filter(|(_, slot)| slot.upload.is_some() && slot.touched.elapsed() > idle)
             .map(|(id, _)| id.clone())
             .collect();
         for id in gone {
@@ -297,6 +296,20 @@ mod tests {
             taken.end();
         }
         assert!(uploads.begin(&repository).is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_nobody_touches_is_dropped_with_its_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (uploads, repository) = (uploads(&directory), "a".parse().unwrap());
+        let mut waits = uploads.begin(&repository).unwrap();
+        waits.append(body("hello")).await.unwrap();
+        drop(waits);
+        let mut used = uploads.begin(&repository).unwrap();
+        uploads.expire(&mut uploads.slots.lock().unwrap(), Duration::ZERO);
+        assert_eq!(uploads.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        used.append(body("still in use")).await.unwrap();
     }
 
     #[test]
