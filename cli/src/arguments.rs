@@ -1,0 +1,111 @@
+//! Every command and flag.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use miette::Report;
+
+use crate::output::{Format, Output};
+use crate::{certs, check, control_plane, demo, deploy, key, kv, loadtest, node, nodes, push, sign, token, up};
+
+/// An edge CDN worker: signed WebAssembly components behind HTTP/1.1, HTTP/2 and HTTP/3, with replicated KV.
+#[derive(Debug, Parser)]
+#[command(name = "selvage", version, max_term_width = 110, after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// How answers are written.
+    #[arg(short, long, global = true, value_enum, default_value_t, env = "SELVAGE_OUTPUT")]
+    pub(crate) output: Format,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Start here:
+  selvage demo                      a whole fleet on this machine, with curl lines to try
+  selvage up -f spin.toml           one app alone, at http://127.0.0.1:3000
+
+Exit codes: 0 done; 1 it did not work; 2 the arguments or a document are wrong and nothing was started.
+SELVAGE_LOG=debug shows more of what goes on.";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve one app alone, without a control plane.
+    Up(up::Arguments),
+    /// Run a whole fleet on this machine: control plane, three nodes, four signed apps.
+    Demo(demo::Arguments),
+    /// Run a node.
+    Node(node::Arguments),
+    /// Run the control plane.
+    ControlPlane(control_plane::Arguments),
+    /// Make the fleet's certificates.
+    Certs(certs::Arguments),
+    /// Make a key pair to sign with, as cosign does.
+    Key(key::Arguments),
+    /// Push an app to the control plane's registry.
+    Push(push::Arguments),
+    /// Sign a pushed app, as cosign does.
+    Sign(sign::Arguments),
+    /// Make a pushed app the current release, and wait until nodes serve it.
+    Deploy(deploy::Arguments),
+    /// Go back to an earlier release.
+    Rollback(deploy::RollbackArguments),
+    /// List releases.
+    Releases(deploy::ReleasesArguments),
+    /// List nodes and what they serve.
+    Nodes(nodes::Arguments),
+    /// Read and write KV on a node.
+    Kv(kv::Arguments),
+    /// Make a JWT to test with.
+    Token(token::Arguments),
+    /// Send open-loop load over HTTP/1.1, HTTP/2 and HTTP/3.
+    Loadtest(loadtest::Arguments),
+    /// Check an app or a configuration without starting anything.
+    Check(check::Arguments),
+}
+
+impl Command {
+    /// Runs the command.
+    pub(crate) async fn run(self, output: &Output) -> Result<ExitCode, Report> {
+        match self {
+            Self::Up(arguments) => up::run(arguments, *output).await,
+            Self::Demo(arguments) => demo::run(arguments, *output).await,
+            Self::Node(arguments) => node::run(arguments, *output).await,
+            Self::ControlPlane(arguments) => control_plane::run(arguments, *output).await,
+            Self::Certs(arguments) => certs::run(arguments, *output),
+            Self::Key(arguments) => key::run(&arguments, *output),
+            Self::Push(arguments) => push::run(arguments, *output).await,
+            Self::Sign(arguments) => sign::run(arguments, *output).await,
+            Self::Deploy(arguments) => deploy::run(arguments, *output).await,
+            Self::Rollback(arguments) => deploy::rollback(arguments, *output).await,
+            Self::Releases(arguments) => deploy::releases(arguments, *output).await,
+            Self::Nodes(arguments) => nodes::run(arguments, *output).await,
+            Self::Kv(arguments) => kv::run(arguments, *output).await,
+            Self::Token(arguments) => token::run(&arguments, *output),
+            Self::Loadtest(arguments) => loadtest::run(arguments, *output).await,
+            Self::Check(arguments) => check::run(arguments, *output).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        for command in Arguments::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("selvage {}", command.get_name())), "{}", command.get_name());
+        }
+    }
+}

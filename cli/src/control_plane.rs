@@ -1,0 +1,46 @@
+//! `selvage control-plane`: run the control plane until it is told to stop.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use miette::Report;
+use selvage_config::control_plane::ControlPlaneConfig;
+use selvage_control_plane::ControlPlane;
+
+use crate::node::stopped;
+use crate::output::{Output, failure, wrong};
+
+/// `selvage control-plane`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  selvage control-plane --config /etc/selvage/control-plane.toml")]
+pub(crate) struct Arguments {
+    /// The configuration.
+    #[arg(
+        short,
+        long,
+        env = "SELVAGE_CONTROL_PLANE_CONFIG",
+        default_value = "control-plane.toml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+}
+
+/// Runs the control plane.
+pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Report> {
+    let config = load(&arguments.config)?;
+    let started = ControlPlane::start(config).await;
+    let control_plane = started.map_err(|error| failure("start the control plane", &error, None))?;
+    let address = control_plane.address();
+    output.answer(&serde_json::json!({ "address": address }), format_args!("control plane at https://{address}"));
+    stopped().await;
+    control_plane.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a control plane's configuration.
+pub(crate) fn load(path: &Path) -> Result<ControlPlaneConfig, Report> {
+    let hint = "name the configuration with --config";
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| wrong(format!("read {}: {error}", path.display()), Some(hint)))?;
+    Ok(ControlPlaneConfig::parse(path, &text)?)
+}

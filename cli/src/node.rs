@@ -1,0 +1,65 @@
+//! `selvage node`: run a node until it is told to stop, then drain.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use miette::Report;
+use selvage_config::Invalid;
+use selvage_config::node::NodeConfig;
+use selvage_node::node::Node;
+
+use crate::output::{Output, failure, wrong};
+
+/// `selvage node`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  selvage node --config /etc/selvage/node.toml\n\nSIGTERM and Ctrl-C drain: no new requests, those under way may end (drain_ms)."
+)]
+pub(crate) struct Arguments {
+    /// The configuration.
+    #[arg(short, long, env = "SELVAGE_NODE_CONFIG", default_value = "node.toml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs a node.
+pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Report> {
+    let config = load(&arguments.config)?;
+    let name = config.name.clone();
+    let node = Node::start(config).await.map_err(|error| failure("start the node", &error, None))?;
+    let status = node.status();
+    let shown = |address: Option<std::net::SocketAddr>| address.map_or("-".to_owned(), |a| a.to_string());
+    let text = format!(
+        "node {name} serves; front {}, replication {}, admin {}",
+        shown(status.front),
+        shown(status.replication),
+        shown(status.admin)
+    );
+    output.answer(&status, text);
+    stopped().await;
+    output.progress("draining");
+    node.drain().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a node's configuration.
+pub(crate) fn load(path: &std::path::Path) -> Result<NodeConfig, Report> {
+    let hint = "name the configuration with --config";
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| wrong(format!("read {}: {error}", path.display()), Some(hint)))?;
+    Ok(NodeConfig::parse(path, &text).map_err(|error: Invalid| error)?)
+}
+
+/// Waits for SIGTERM or Ctrl-C.
+pub(crate) async fn stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers the signals' default action ends the process.
+        return std::future::pending().await;
+    };
+    // Both branches only wait: dropping the loser loses nothing.
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,86 @@
+//! A control plane and a node, set up with the commands and files of docs/OPERATING.md.
+
+use std::path::PathBuf;
+use std::process::Output;
+
+use selvage_config::Digest;
+
+use crate::program::{Serving, finish, selvage, well};
+
+/// A running control plane and one node that also trusts `.sig` tags.
+pub(crate) struct Fleet {
+    directory: tempfile::TempDir,
+    control_plane: Serving,
+    _node: Serving,
+}
+
+impl Fleet {
+    /// The registry token of the operator `ci`.
+    pub(crate) const TOKEN: &str = "a-token-of-a-test";
+
+    /// Sets everything up and starts it.
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let run = |arguments: &[&str]| {
+            let mut command = selvage();
+            well("set up", &finish(command.args(arguments).env("COSIGN_PASSWORD", "pw").current_dir(directory.path())));
+        };
+        run(&["certs", "control-plane", "--address", "127.0.0.1"]);
+        run(&["certs", "node", "fra-1", "--region", "fra"]);
+        run(&["key", "--prefix", "release"]);
+        let identity = |stem: &str| {
+            format!(
+                "[identity]\ncertificate = \"certs/{stem}.pem\"\nkey = \"certs/{stem}.key\"\nroots = \"certs/ca.pem\"\n"
+            )
+        };
+        let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text).unwrap();
+        let digest = Digest::of(Self::TOKEN.as_bytes());
+        write(
+            "control-plane.toml",
+            format!(
+                "listen = \"127.0.0.1:0\"\nstate_dir = \"control-plane\"\n{}\n[[operators]]\nname = \"ci\"\ntoken_digest = \"{digest}\"\n",
+                identity("control-plane")
+            ),
+        );
+        let control_plane = Serving::start(selvage().arg("control-plane").current_dir(directory.path()));
+        let address = control_plane.told["address"].as_str().unwrap().to_owned();
+        run(&["certs", "operator", "alice", "--control-plane", &format!("https://{address}")]);
+        write(
+            "node.toml",
+            format!(
+                "name = \"fra-1\"\nregion = \"fra\"\nstate_dir = \"node\"\n\
+             [listen]\nhttp = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{}\n\
+             [control_plane]\naddress = \"{address}\"\n[trust]\nkeys = [\"release.pub\"]\nlegacy_signatures = true\n",
+                identity("node-fra-1")
+            ),
+        );
+        let node = Serving::start(selvage().arg("node").current_dir(directory.path()));
+        let fleet = Self { directory, control_plane, _node: node };
+        fleet.wait_for_node();
+        fleet
+    }
+
+    fn wait_for_node(&self) {
+        let began = std::time::Instant::now();
+        while !well("nodes", &self.selvage(&["nodes"])).contains("fra-1") {
+            assert!(began.elapsed().as_secs() < 30, "the node did not report");
+        }
+    }
+
+    /// A file of the fleet.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `host:port` of the registry.
+    pub(crate) fn registry(&self) -> String {
+        self.control_plane.told["address"].as_str().unwrap().to_owned()
+    }
+
+    /// Runs a command as the operator.
+    pub(crate) fn selvage(&self, arguments: &[&str]) -> Output {
+        let mut command = selvage();
+        command.args(arguments).env("SELVAGE_CONTEXT", self.path("certs/context.toml")).env("COSIGN_PASSWORD", "pw");
+        finish(command.current_dir(self.directory.path()))
+    }
+}

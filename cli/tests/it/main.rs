@@ -1,0 +1,10 @@
+//! The program as a user meets it: real processes, real sockets, real peers.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
+
+mod by_hand;
+mod demo;
+mod peers;
+mod program;
+mod refusals;
+mod up;

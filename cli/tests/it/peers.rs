@@ -1,0 +1,167 @@
+//! Clients that were not written here: curl and an HTTP/3 client against a running demo; oras and cosign against a fleet
+//! that was set up by hand, as docs/OPERATING.md says.
+//!
+//! `.ci/tools` installs them by package. Without one, its part is skipped with a loud line; never in CI.
+
+use std::process::{Command, Output};
+
+use crate::by_hand::Fleet;
+use crate::program::{Serving, example, finish, selvage, well};
+
+/// Whether `program` is there. In CI it must be.
+fn have(program: &str) -> bool {
+    let there = Command::new(program).arg("--help").output().is_ok();
+    assert!(there || std::env::var_os("CI").is_none(), "CI needs {program}: see .ci/tools");
+    if !there {
+        eprintln!("\n!!! SKIPPED: {program} is not installed (see .ci/tools) !!!\n");
+    }
+    there
+}
+
+fn python() -> Option<String> {
+    let python = std::env::var("SELVAGE_TEST_PYTHON").ok();
+    assert!(python.is_some() || std::env::var_os("CI").is_none(), "CI needs SELVAGE_TEST_PYTHON: see .ci/tools");
+    if python.is_none() {
+        eprintln!("\n!!! SKIPPED: no Python with curl_cffi (see .ci/tools) !!!\n");
+    }
+    python
+}
+
+struct Demo {
+    serving: Serving,
+    _directory: tempfile::TempDir,
+}
+
+impl Demo {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let serving = Serving::start(selvage().args(["demo", "--port", "21443", "--state-dir"]).arg(&state));
+        Self { serving, _directory: directory }
+    }
+
+    fn ca(&self) -> &str {
+        self.serving.told["ca"].as_str().unwrap()
+    }
+
+    fn front(&self, node: usize) -> String {
+        let front = self.serving.told["nodes"][node]["front"].as_str().unwrap();
+        format!("https://hello.localhost:{}/", front.rsplit(':').next().unwrap())
+    }
+
+    fn selvage(&self, arguments: &[&str]) -> Output {
+        finish(selvage().args(arguments).env("SELVAGE_CONTEXT", self.serving.told["context"].as_str().unwrap()))
+    }
+}
+
+#[test]
+fn other_peoples_clients_reach_every_node_of_a_demo() {
+    let demo = Demo::start();
+    if have("curl") {
+        curl(&demo);
+    }
+    if let Some(python) = python() {
+        http3(&demo, &python);
+    }
+    kv(&demo);
+    let Demo { serving, _directory } = demo;
+    assert!(serving.stop(), "SIGTERM ends the demo well");
+}
+
+fn curl(demo: &Demo) {
+    for (flag, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
+        for node in 0..3 {
+            let format = "%{http_version} %{http_code}";
+            let get = ["-sS", flag, "--cacert", demo.ca(), "-o", "/dev/null", "-w", format, &demo.front(node)];
+            let text = well("curl", &finish(Command::new("curl").args(get)));
+            assert_eq!(text, format!("{version} 200"));
+        }
+    }
+}
+
+/// curl_cffi speaks HTTP/3 with another library (ngtcp2).
+fn http3(demo: &Demo, python: &str) {
+    let script = "
+import sys
+from curl_cffi import requests, CurlHttpVersion
+answer = requests.get(sys.argv[1], verify=sys.argv[2], http_version=CurlHttpVersion.V3ONLY)
+assert answer.status_code == 200 and 'Hello' in answer.text, (answer.status_code, answer.text)
+assert int(answer.http_version) == int(CurlHttpVersion.V3), answer.http_version
+";
+    for node in 0..3 {
+        well("curl_cffi over HTTP/3", &finish(Command::new(python).args(["-c", script, &demo.front(node), demo.ca()])));
+    }
+}
+
+fn kv(demo: &Demo) {
+    well("kv set", &demo.selvage(&["kv", "--node", "fra-1", "set", "counter/default", "greeting", "ahoy"]));
+    let began = std::time::Instant::now();
+    loop {
+        let got = demo.selvage(&["kv", "--node", "sin-1", "get", "counter/default", "greeting"]);
+        if got.status.success() {
+            assert_eq!(got.stdout, b"ahoy");
+            break;
+        }
+        assert!(began.elapsed().as_secs() < 30, "{}", String::from_utf8_lossy(&got.stderr));
+    }
+    let listed = well("kv list", &demo.selvage(&["kv", "--node", "iad-1", "list", "counter/default"]));
+    assert!(listed.contains("greeting"), "{listed}");
+    let peers = well("kv peers", &demo.selvage(&["kv", "--node", "iad-1", "peers"]));
+    assert!(peers.contains("fra-1") && peers.contains("sin-1"), "{peers}");
+}
+
+/// cosign 2 writes `.sig` tags, cosign 3 bundles: a node that allows both runs what either signed, and each verifies what
+/// `selvage sign` signed.
+#[test]
+fn cosign_and_selvage_accept_each_others_signatures() {
+    if !(have("cosign") && have("oras")) {
+        return;
+    }
+    let fleet = Fleet::start();
+    let registry = fleet.registry();
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("HOME", fleet.path(""))
+            .env("DOCKER_CONFIG", fleet.path(""))
+            .env("COSIGN_PASSWORD", "pw");
+        finish(command.env("SSL_CERT_FILE", fleet.path("certs/ca.pem")).current_dir(fleet.path("")))
+    };
+    let ca = fleet.path("certs/ca.pem").display().to_string();
+    well("oras login", &run("oras", &["login", "-u", "ci", "-p", Fleet::TOKEN, "--ca-file", &ca, &registry]));
+
+    let source = example("hello").display().to_string();
+    let pushed = fleet.selvage(&["push", "-f", &source, "--repository", "acme/hello", "--tag", "v1", "-o", "json"]);
+    well("push", &pushed);
+    let pushed: serde_json::Value = serde_json::from_slice(&pushed.stdout).unwrap();
+    let digest = pushed["manifest"].as_str().unwrap();
+    let (name, reference) = (format!("{registry}/acme/hello@{digest}"), format!("acme/hello@{digest}"));
+
+    let refused = fleet.selvage(&["deploy", &reference, "--app", "hello"]);
+    let text = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(refused.status.code() == Some(1) && text.contains("unsigned"), "{text}");
+
+    well("cosign sign", &run("cosign", &["sign", "--key", "release.key", "--tlog-upload=false", "-y", &name]));
+    let again = fleet.selvage(&["deploy", &reference, "--app", "hello", "--variable", "greeting=signed"]);
+    well("deploy what cosign signed", &again);
+
+    well("selvage sign", &fleet.selvage(&["sign", &reference, "--key", "release.key"]));
+    let verify = ["verify", "--key", "release.pub", "--insecure-ignore-tlog=true", "--new-bundle-format=true", &name];
+    well("cosign verify", &run("cosign", &verify));
+    let pulled = fleet.path("pulled").display().to_string();
+    well("oras pull", &run("oras", &["pull", "--ca-file", &ca, "-o", &pulled, &name]));
+    assert!(fleet.path("pulled/hello.wasm").exists());
+
+    // What oras pushes runs too: a plain wasm artifact, without a manifest of ours.
+    std::fs::copy(example("hello").join("hello.wasm"), fleet.path("plain.wasm")).unwrap();
+    std::fs::write(fleet.path("config.json"), "{}").unwrap();
+    let plain = format!("{registry}/acme/plain:1");
+    let config = "config.json:application/vnd.wasm.config.v0+json";
+    let push = ["push", "--ca-file", &ca, "--config", config, &plain, "plain.wasm:application/wasm"];
+    well("oras push", &run("oras", &push));
+    well("selvage sign", &fleet.selvage(&["sign", "acme/plain:1", "--key", "release.key"]));
+    let refused = fleet.selvage(&["deploy", "acme/plain:1"]);
+    let text = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(refused.status.success() || text.contains("grant"), "{text}");
+}

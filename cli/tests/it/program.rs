@@ -1,0 +1,84 @@
+//! Runs `selvage` as a process of its own.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// The program, built by this test run.
+pub(crate) fn selvage() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_selvage"));
+    command.env_remove("RUST_BACKTRACE").env_remove("SELVAGE_CONTEXT").env_remove("SELVAGE_OUTPUT");
+    command
+}
+
+/// The examples: those checked in, or those that `SELVAGE_TEST_EXAMPLES` names.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let checked_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+    let Some(rebuilt) = std::env::var_os("SELVAGE_TEST_EXAMPLES") else { return checked_in };
+    // A rebuilt component beside a copy of everything else.
+    let copy = std::env::temp_dir().join(format!("selvage-example-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&copy).unwrap();
+    for file in ["spin.toml", "jwks.json"] {
+        let _ = std::fs::copy(checked_in.join(file), copy.join(file));
+    }
+    let wasm = format!("{name}.wasm");
+    std::fs::copy(Path::new(&rebuilt).join(name).join(&wasm), copy.join(&wasm)).unwrap();
+    copy
+}
+
+/// Runs to its end.
+pub(crate) fn finish(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+/// What a command printed, which must have ended well.
+pub(crate) fn well(what: &str, output: &Output) -> String {
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{what}: {text}");
+    text
+}
+
+/// A process that serves until it is dropped.
+pub(crate) struct Serving {
+    child: Child,
+    /// The JSON document that it printed when it was ready.
+    pub(crate) told: serde_json::Value,
+}
+
+impl Serving {
+    /// Starts `command` with `-o json` and waits until it says that it serves.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.args(["-o", "json"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let told = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        Self { child, told }
+    }
+
+    /// `selvage up` with these arguments, on any free port.
+    pub(crate) fn up(arguments: &[&str]) -> Self {
+        Self::start(selvage().args(["up", "--listen", "127.0.0.1:0"]).args(arguments))
+    }
+
+    /// Where it serves.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.told["url"].as_str().unwrap())
+    }
+
+    /// Asks it to stop and waits; whether it ended well.
+    pub(crate) fn stop(mut self) -> bool {
+        terminate(&self.child);
+        self.child.wait().unwrap().success()
+    }
+}
+
+fn terminate(child: &Child) {
+    let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
