@@ -3,7 +3,9 @@
 //! What is configured is read and checked before a socket opens. What was good before the restart serves before the
 //! listeners open, from this disk alone; only then the control plane is asked for news.
 
+mod check;
 mod error;
+mod fleet;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -15,18 +17,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use selvage_certs::{
-    ClientAuth, Identity, PemFiles, Reload, Reloaded, Role, mutual_client, mutual_server, peer_role, roots_from_pem,
-};
+use selvage_certs::{PemFiles, Reload, Reloaded, Role, peer_role};
 use selvage_config::bundle::Bundle;
-use selvage_config::node::{CertificateFiles, Egress as EgressConfig, IdentityFiles, NodeConfig, Trust};
+use selvage_config::node::{CertificateFiles, Egress as EgressConfig, NodeConfig, Trust};
 use selvage_config::plan::{Plan, Status};
 use selvage_config::{Limits, NodeName, Region, StoreLabel, StoreName};
 use selvage_sync::{Kv, Options as KvOptions, Tls};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use check::check;
 pub use error::StartError;
+
+use self::fleet::Fleet;
 
 use crate::admin::{Admin, AdminParts};
 use crate::engine::{EngineOptions, Engines};
@@ -58,6 +61,7 @@ const UP_DRAIN: Duration = Duration::from_secs(5);
 /// A running node.
 pub struct Node {
     me: Arc<Me>,
+    parts: Arc<Parts>,
     kv: Kv,
     listeners: Listeners,
     admin: Option<Admin>,
@@ -113,27 +117,6 @@ pub struct UpOptions {
     pub values: Vec<(StoreLabel, String, Bytes)>,
 }
 
-/// The mTLS identity with the authorities of the fleet.
-struct Fleet {
-    identity: Identity,
-    roots: rustls::RootCertStore,
-}
-
-impl Fleet {
-    fn load(files: &IdentityFiles) -> Result<Self, StartError> {
-        let identity = Identity::load(&files.certificate, &files.key)?;
-        Ok(Self { identity, roots: roots_from_pem(&files.roots)? })
-    }
-
-    fn server(&self) -> Result<Arc<rustls::ServerConfig>, StartError> {
-        Ok(mutual_server(&self.identity, &self.roots, ClientAuth::Required)?)
-    }
-
-    fn client(&self) -> Result<Arc<rustls::ClientConfig>, StartError> {
-        Ok(mutual_client(&self.identity, &self.roots)?)
-    }
-}
-
 impl Node {
     /// Starts a node. When it returns, the listeners are bound and the apps that were good before serve.
     ///
@@ -186,6 +169,9 @@ impl Node {
         if let Some(reload) = reload {
             tasks.spawn(look_at_certificates(reload));
         }
+        if let Some(fleet) = fleet {
+            tasks.spawn(look_at_identity(fleet));
+        }
         let mut held = None;
         match origin {
             None => held = Some(plans),
@@ -195,7 +181,7 @@ impl Node {
                 tasks.spawn(plan::watch(origin, me.name.clone(), State::open(&config.state_dir)?, plans));
             }
         }
-        Ok(Self { me, kv, listeners, admin, report, drain, tasks, _plans: held, _temporary: None })
+        Ok(Self { me, parts, kv, listeners, admin, report, drain, tasks, _plans: held, _temporary: None })
     }
 
     /// Runs one app from this machine: no control plane, no peers, no signature.
@@ -245,6 +231,7 @@ impl Node {
         }
         Ok(Self {
             me: Arc::new(Me { name, region, addresses, admin: OnceLock::new() }),
+            parts,
             kv,
             listeners,
             admin: None,
@@ -273,6 +260,7 @@ impl Node {
 
     /// Ends it: nothing new comes in, what is under way may end in `drain_ms`, and the KV is closed last.
     pub async fn drain(mut self) {
+        self.parts.begin_drain();
         self.tasks.shutdown().await;
         self.listeners.drain(Instant::now() + self.drain).await;
         if let Some(admin) = self.admin {
@@ -321,6 +309,20 @@ async fn look_at_certificates(mut reload: Reload) {
             Ok(Reloaded::Unchanged) => {}
             Ok(Reloaded::Changed) => tracing::info!("new certificates"),
             Err(error) => tracing::error!(error = chain(&error), "certificates can't be used, the old ones stay"),
+        }
+    }
+}
+
+/// Takes a new identity as it comes. A bad one is told, and the old one stays.
+async fn look_at_identity(fleet: Fleet) {
+    loop {
+        tokio::time::sleep(CERTIFICATES_LOOK).await;
+        let looking = fleet.clone();
+        match tokio::task::spawn_blocking(move || looking.look()).await {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => tracing::info!("new identity"),
+            Ok(Err(error)) => tracing::error!(error = chain(&error), "identity can't be used, the old one stays"),
+            Err(_) => return,
         }
     }
 }

@@ -116,6 +116,8 @@ impl Activation {
             tracing::error!(error = chain(&error), "last plan on disk is damaged");
             None
         });
+        // Of a node that had another name: its generations are not this one's.
+        let plan = plan.filter(|plan| plan.node == *self.parts.node());
         self.good = good.unwrap_or_else(|error| {
             tracing::error!(error = chain(&error), "list of good releases on disk is damaged");
             BTreeMap::new()
@@ -299,8 +301,9 @@ impl Activation {
 
     /// Lets an old app end its requests, and tells when it has.
     fn drain(&mut self, old: Running) {
-        let (app, release, longest) = (Arc::downgrade(&old.app), old.release.id.clone(), self.drain);
-        self.leaving.push((old.release.manifest, Weak::clone(&app)));
+        let Running { release: Release { id: release, manifest, .. }, app } = old;
+        let (app, longest) = (Arc::downgrade(&app), self.drain);
+        self.leaving.push((manifest, Weak::clone(&app)));
         self.draining.spawn(async move {
             let begun = Instant::now();
             let mut is_late = false;

@@ -246,7 +246,7 @@ async fn an_import_that_is_not_offered_is_refused_by_name_and_stands_in_nobodys_
     fleet.plan(1, &[("greedy@1", greedy), ("silent@1", silent), ("hello@1", good)]);
     let status = fleet.settled(1).await;
     let refused = app(&status, "greedy").refused.clone().unwrap();
-    assert_eq!(refused.cause, "grant");
+    assert_eq!(refused.cause, "grant", "{}", refused.reason);
     assert!(refused.reason.contains("acme:unknown/thing@1.0.0"), "{}", refused.reason);
     assert_eq!(app(&status, "silent").refused.clone().unwrap().cause, "compile");
     assert!(says(&node, "hello.localhost", "hello").await);

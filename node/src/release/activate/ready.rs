@@ -120,7 +120,7 @@ impl ReadyError {
             Self::Verify(error) => error.cause(),
             Self::Variables(_) | Self::Outbound { .. } | Self::Routes(_) | Self::Issuer { .. } => "app",
             Self::Compile { .. } => "compile",
-            Self::Pool { source: ActivateError::Imports { .. }, .. } => "grant",
+            Self::Pool { source: ActivateError::Imports { .. } | ActivateError::Mismatch(_), .. } => "grant",
             Self::Pool { .. } | Self::Table(_) | Self::State(_) | Self::Ended(_) => "activate",
         }
     }
