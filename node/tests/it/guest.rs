@@ -1,6 +1,7 @@
 //! Guests, each in a fresh instance, under their limits and with what they were granted.
 
 mod activation;
+mod generation3;
 mod granted;
 mod limits;
 mod streams;
