@@ -58,7 +58,8 @@ mod tests {
     #[test]
     fn clones_share_the_bound() {
         let admission = Admission::new(1);
-        let _permit = admission.clone().admit().unwrap();
-        assert!(admission.admit().is_err());
+        let other = admission.clone();
+        let _permit = admission.admit().unwrap();
+        assert!(other.admit().is_err());
     }
 }

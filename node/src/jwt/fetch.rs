@@ -297,12 +297,8 @@ mod tests {
         let (one, two) = (fetcher.source(&server.url).unwrap(), fetcher.clone().source(&server.url).unwrap());
         let (left, right) = tokio::join!(one.keys(), two.keys());
         assert!(left.unwrap().find(Some("a"), Algorithm::EdDSA).is_some());
-        assert_eq!(left_count(right), 1);
+        assert!(right.is_some());
         assert_eq!(server.count(), 1);
-    }
-
-    fn left_count(keys: Option<Arc<KeySet>>) -> usize {
-        usize::from(keys.is_some())
     }
 
     #[tokio::test]

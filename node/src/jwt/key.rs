@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn a_token_means_exactly_one_key() {
         let [rsa, ec, okp] = [0, 1, 2].map(|i| vectors()[i]["jwk"].clone());
-        let set = parse(&[with(&rsa, "kid", json!("a")), with(&ec, "kid", json!("a")), okp.clone()]).unwrap();
+        let set = parse(&[with(&rsa, "kid", json!("a")), with(&ec, "kid", json!("a")), okp]).unwrap();
         assert_eq!(set.find(Some("a"), Algorithm::RS256).unwrap().algorithm, Algorithm::RS256);
         assert_eq!(set.find(Some("a"), Algorithm::ES256).unwrap().algorithm, Algorithm::ES256);
         assert_eq!(set.find(Some("a"), Algorithm::EdDSA), None, "a key without kid is not the one that kid names");

@@ -86,11 +86,10 @@ async fn the_rules_of_a_head_hold_here_too() {
         request
     };
     for (request, want) in [
-        (with("host", "other.edge.test"), 400),
+        // A host that differs from `:authority` is not sent by this client: the rule's own test has it.
         (with("connection", "close"), 400),
         (with("te", "gzip"), 400),
         (with("transfer-encoding", "chunked"), 400),
-        (with("x", &"a".repeat(17 * 1024)), 431),
         (request("https://other.edge.test/"), 404),
         (http::Request::builder().method("TRACE").uri("https://hello.edge.test/").body(()).unwrap(), 405),
         (request("https://hello.edge.test/"), 200),
@@ -129,8 +128,10 @@ async fn a_head_of_thousands_of_short_fields_is_refused_and_breaks_nothing() {
     frame.resize(frame.len() + 50_000, 0xc2);
     send.write_all(&frame).await.unwrap();
     send.finish().unwrap();
-    // 431 in a field section, or the stream reset: either way an answer, and the node goes on.
-    let _ = timeout(PATIENCE, receive.read_to_end(64 * 1024)).await.unwrap();
+    let answer = timeout(PATIENCE, receive.read_to_end(64 * 1024)).await.unwrap().unwrap();
+    // 431, Huffman-coded (RFC 7541 B) or not.
+    let is_431 = |bytes: &[u8]| bytes == [0x69, 0x90, 0xff] || bytes == b"431";
+    assert!(answer.windows(3).any(is_431), "{answer:02x?}");
     let mut client = connect(&front).await;
     assert_eq!(ask(&mut client, request("https://hello.edge.test/")).await.unwrap().0, 200);
 }
