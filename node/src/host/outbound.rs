@@ -177,23 +177,23 @@ fn told(error: &hyper_util::client::legacy::Error) -> Error {
         if let Some(tls) = error.downcast_ref::<rustls::Error>() {
             return told_tls(tls);
         }
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                return told_tls(tls);
-            }
-            match io.kind() {
-                std::io::ErrorKind::ConnectionRefused => return Error::ConnectionRefused,
-                std::io::ErrorKind::TimedOut => return Error::ConnectionTimeout,
-                std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => {
-                    return Error::DestinationIpUnroutable;
-                }
-                _ => {}
-            }
-        }
         if let Some(hyper) = error.downcast_ref::<hyper::Error>() {
             return told_hyper(hyper);
         }
-        cause = error.source();
+        let io = error.downcast_ref::<std::io::Error>();
+        match io.map(std::io::Error::kind) {
+            Some(std::io::ErrorKind::ConnectionRefused) => return Error::ConnectionRefused,
+            Some(std::io::ErrorKind::TimedOut) => return Error::ConnectionTimeout,
+            Some(std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable) => {
+                return Error::DestinationIpUnroutable;
+            }
+            _ => {}
+        }
+        // What an I/O error wraps is not its source, but beside it.
+        cause = match io.and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
     if error.is_connect() { Error::DestinationUnavailable } else { Error::HttpProtocolError }
 }
@@ -328,3 +328,6 @@ impl WasiHttpHooks for Hooks {
         ErrorCode3::HttpProtocolError
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,10 +74,10 @@ async fn a_guest_goes_on_writing_after_its_head() {
 }
 
 #[tokio::test]
-async fn a_guest_sees_scheme_authority_and_its_headers() {
+async fn a_guest_does_not_see_the_host_field() {
     let response = Guest::new("hello").await.get("/headers").await.unwrap();
     let (status, text) = told(response).await;
-    // The authority is the guest's by its own function; `host` is no header that it may see (or forge on the way out).
+    // It has the authority by a function of its own; as a field it could forge it on the way out.
     assert_eq!((status, text.as_str()), (200, "{}"));
 }
 
