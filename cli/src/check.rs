@@ -7,6 +7,7 @@ use miette::Report;
 use selvage_config::bundle::Bundle;
 
 use crate::output::{Output, failure, wrong};
+use crate::up::CacheArguments;
 use crate::{control_plane, node};
 
 /// `selvage check`.
@@ -18,6 +19,9 @@ pub(crate) struct Arguments {
     /// A spin.toml, a .wasm file, a node's or a control plane's configuration.
     #[arg(default_value = "spin.toml")]
     path: PathBuf,
+
+    #[command(flatten)]
+    cache: CacheArguments,
 }
 
 /// What kind of document a file is.
@@ -33,7 +37,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     let path = &arguments.path;
     let kind = kind(path)?;
     let what = match kind {
-        Kind::App => app(path).await?,
+        Kind::App => app(path, &arguments.cache).await?,
         Kind::Node => {
             let config = node::load(path)?;
             format!("node {} in {}", config.name, config.region)
@@ -44,10 +48,10 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-async fn app(path: &Path) -> Result<String, Report> {
+async fn app(path: &Path, cache: &CacheArguments) -> Result<String, Report> {
     let bundle = Bundle::load(path)?;
     let app = bundle.app.clone();
-    let checked = selvage_node::node::check(bundle).await;
+    let checked = selvage_node::node::check(bundle, cache.directory()).await;
     checked.map_err(|error| failure("check the components", &error, None))?;
     Ok(format!("app {}, {} routes, {} components", app.name, app.routes.len(), app.components.len()))
 }

@@ -28,6 +28,7 @@ pub(crate) enum Format {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     format: Format,
+    quiet: bool,
 }
 
 /// Something that did not work, with what to do about it.
@@ -68,7 +69,12 @@ pub(crate) fn wrong(message: impl Into<String>, hint: Option<&str>) -> Report {
 impl Output {
     /// Writes as `format` says.
     pub(crate) fn new(format: Format) -> Self {
-        Self { format }
+        Self { format, quiet: false }
+    }
+
+    /// The same without progress: for steps of something larger that tells its own.
+    pub(crate) fn quiet(self) -> Self {
+        Self { quiet: true, ..self }
     }
 
     /// Whether a program reads.
@@ -94,7 +100,7 @@ impl Output {
 
     /// A line about what is going on, for people.
     pub(crate) fn progress(self, line: impl Display) {
-        if !self.is_json() {
+        if !self.is_json() && !self.quiet {
             let _ = writeln!(std::io::stderr().lock(), "{line}");
         }
     }

@@ -70,9 +70,12 @@ pub(crate) struct Arguments {
     #[arg(long = "key-value", value_parser = pair, value_name = "KEY=VALUE")]
     key_values: Vec<(String, String)>,
 
-    /// Where KV and compiled code stay. Default: nowhere; they go when the program ends.
+    /// Where KV stays. Default: nowhere; it goes when the program ends.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    cache: CacheArguments,
 
     /// Spin's runtime configuration: variables providers, state_dir, max_instance_memory.
     #[arg(long, env = "RUNTIME_CONFIG_FILE", value_name = "FILE")]
@@ -87,6 +90,35 @@ pub(crate) struct Arguments {
     pub(crate) quiet: bool,
 }
 
+/// Where compiled code is kept between runs.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CacheArguments {
+    /// Where compiled code is kept between runs. Default: selvage/compiled in the user's cache directory.
+    #[arg(long, value_name = "DIR", env = "SELVAGE_CACHE_DIR")]
+    cache_dir: Option<PathBuf>,
+
+    /// Compile anew, and keep nothing.
+    #[arg(long, conflicts_with = "cache_dir")]
+    disable_cache: bool,
+
+    #[arg(long, hide = true, env = "XDG_CACHE_HOME")]
+    user_cache: Option<PathBuf>,
+
+    #[arg(long, hide = true, env = "HOME")]
+    home: Option<PathBuf>,
+}
+
+impl CacheArguments {
+    /// The directory, if code is to be kept.
+    pub(crate) fn directory(&self) -> Option<PathBuf> {
+        let own = || {
+            let user = self.user_cache.clone().or_else(|| Some(self.home.as_ref()?.join(".cache")))?;
+            Some(user.join("selvage/compiled"))
+        };
+        if self.disable_cache { None } else { self.cache_dir.clone().or_else(own) }
+    }
+}
+
 /// Serves one app until told to stop.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Report> {
     let quiet = arguments.quiet;
@@ -97,6 +129,9 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
         options.listen = free_port(options.listen)?;
     }
     let hint = "is the port taken? choose another with --listen, or add --find-free-port";
+    if !quiet {
+        output.progress(format_args!("preparing {}: what was not compiled before takes a while", app.name));
+    }
     let node = Node::up(options).await.map_err(|error| {
         let told = error.to_string().contains("listen");
         failure("serve the app", &error, told.then_some(hint))
@@ -142,6 +177,7 @@ fn options(arguments: Arguments) -> Result<(UpOptions, bool), Report> {
         environment: arguments.env.into_iter().collect(),
         private_networks: true,
         state_dir: arguments.state_dir.or(runtime.state_dir),
+        compiled_dir: arguments.cache.directory(),
         values: key_values,
     };
     Ok((options, arguments.find_free_port))

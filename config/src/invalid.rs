@@ -63,7 +63,9 @@ impl Invalid {
     pub fn of_toml(file: &Path, text: &str, error: &toml::de::Error) -> Self {
         let message = error.message().trim().to_owned();
         let hint = message.contains("unknown field").then(|| "remove the key or correct its spelling".to_owned());
-        let field = quoted(&message).unwrap_or_default();
+        // The parser's own complaints quote characters, serde's quote fields.
+        let names_field = message.contains("field `") || message.contains("key `");
+        let field = quoted(&message).filter(|_| names_field).unwrap_or_default();
         Self::new(file, text, vec![Problem { span: error.span(), field, message, hint }])
     }
 

@@ -53,6 +53,8 @@ const CERTIFICATES_LOOK: Duration = Duration::from_secs(30);
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// How long an operator's request may take to end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
+/// Where compiled code lies below the state directory.
+const COMPILED: &str = "compiled";
 /// Requests under way at once in `selvage up`.
 const UP_REQUESTS_MAX: u32 = 10_000;
 /// How long requests of `selvage up` may take to end.
@@ -109,8 +111,10 @@ pub struct UpOptions {
     pub variables: BTreeMap<String, String>,
     /// Environment over the app's own.
     pub environment: BTreeMap<String, String>,
-    /// Where KV and compiled code stay. None: they go with the node.
+    /// Where KV stays. None: it goes with the node.
     pub state_dir: Option<PathBuf>,
+    /// Where compiled code stays. None: with the state.
+    pub compiled_dir: Option<PathBuf>,
     /// Whether guests may reach loopback and private addresses, where the app allows the host.
     pub private_networks: bool,
     /// What stands in the app's stores at the start.
@@ -135,7 +139,8 @@ impl Node {
         let ways_out = WaysOut::new(&config.egress)?;
         let state = State::open(&config.state_dir)?;
         let kv = open_kv(&config, fleet.as_ref()).await?;
-        let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out).await?;
+        let compiled = state.dir().join(COMPILED);
+        let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out, compiled).await?;
 
         let parts =
             Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, Metrics::new()));
@@ -211,7 +216,8 @@ impl Node {
         for (label, key, value) in options.values {
             kv.set(&StoreName::of(&options.bundle.app.name, &label), &key, value).await?;
         }
-        let base = base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out).await?;
+        let compiled = options.compiled_dir.unwrap_or_else(|| state.dir().join(COMPILED));
+        let base = base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out, compiled).await?;
 
         let Bundle { app, blobs } = options.bundle;
         let settings = Settings { release: None, variables: options.variables, environment: options.environment };
@@ -366,11 +372,12 @@ async fn base(
     policy: Policy,
     limits_cap: Limits,
     ways_out: WaysOut,
+    compiled: PathBuf,
 ) -> Result<Arc<Base>, StartError> {
     // Reserving the address space of the pools and opening the cache waits for the kernel and the disk.
     let started = tokio::task::spawn_blocking(move || {
         let engines = Engines::new(&EngineOptions::default())?;
-        let cache = CompileCache::open(&state.dir().join("compiled"))?;
+        let cache = CompileCache::open(&compiled)?;
         let WaysOut { guests: egress, keys } = ways_out;
         Ok(Arc::new(Base { engines, cache, policy, limits_cap, kv, egress, keys, state }))
     });

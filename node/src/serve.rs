@@ -285,12 +285,8 @@ struct Tracked {
 }
 
 impl Tracked {
-    fn new(body: Body, mut record: Record) -> Self {
-        let failed_before = record.detail.is_some() || record.outcome != Outcome::ABORTED;
-        let in_the_end = if failed_before { record.outcome } else { Outcome::OK };
-        if !failed_before {
-            record.outcome = Outcome::ABORTED;
-        }
+    fn new(body: Body, record: Record) -> Self {
+        let in_the_end = if record.outcome == Outcome::ABORTED { Outcome::OK } else { record.outcome };
         Self { length: body.size_hint().exact(), body, record, ended: false, in_the_end }
     }
 

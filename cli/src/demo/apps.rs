@@ -89,7 +89,7 @@ pub(super) async fn publish(fleet: &Fleet, examples: Option<&Path>, output: Outp
 pub(super) async fn deploy(fleet: &Fleet, directory: &Path, output: Output) -> Result<Released, Report> {
     let bundle = Bundle::load(directory)?;
     output.progress(format_args!("signing and pushing {}", bundle.app.name));
-    let reference = push_and_sign(fleet.client(), &bundle, fleet.signing_key(), output).await?;
+    let reference = push_and_sign(fleet.client(), &bundle, fleet.signing_key(), output.quiet()).await?;
     release(fleet.client(), &bundle.app.name, &reference, [].into()).await
 }
 

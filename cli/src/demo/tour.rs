@@ -44,7 +44,7 @@ pub(super) async fn walk(fleet: &mut Fleet, output: Output) -> ExitCode {
         Ok(visitor) => visitor,
         Err(error) => return output.failed(&error),
     };
-    let mut tour = Tour { fleet, visitor, output, stops: Vec::new() };
+    let mut tour = Tour { fleet, visitor, output: output.quiet(), stops: Vec::new() };
     macro_rules! stops {
         ($($name:literal => $stop:path),+ $(,)?) => {
             $(

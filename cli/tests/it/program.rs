@@ -26,6 +26,12 @@ pub(crate) fn example(name: &str) -> PathBuf {
     copy
 }
 
+/// An HTTP client without TLS roots: for plain listeners on this machine.
+pub(crate) fn http() -> reqwest::Client {
+    let tls = selvage_certs::client(&rustls::RootCertStore::empty());
+    reqwest::Client::builder().use_preconfigured_tls(tls).no_proxy().build().unwrap()
+}
+
 /// Runs to its end.
 pub(crate) fn finish(command: &mut Command) -> Output {
     command.output().unwrap()

@@ -1,6 +1,6 @@
 //! `selvage up` serves the examples, built with Spin's SDKs 5 and 7.
 
-use crate::program::{Serving, example, finish, selvage};
+use crate::program::{Serving, example, finish, http, selvage};
 
 fn from(name: &str) -> [String; 2] {
     ["-f".to_owned(), example(name).display().to_string()]
@@ -14,21 +14,21 @@ fn up(name: &str, more: &[&str]) -> Serving {
 #[tokio::test]
 async fn up_serves_an_app_of_sdk_5_with_its_variables() {
     let hello = up("hello", &["--variable", "greeting=Moin"]);
-    let body = reqwest::get(hello.url("/")).await.unwrap().text().await.unwrap();
+    let body = http().get(hello.url("/")).send().await.unwrap().text().await.unwrap();
     assert!(body.contains("Hello from Selvage"), "{body}");
-    let greeting = reqwest::get(hello.url("/env")).await.unwrap().text().await.unwrap();
+    let greeting = http().get(hello.url("/env")).send().await.unwrap().text().await.unwrap();
     assert!(greeting.contains("Moin"), "{greeting}");
-    assert_eq!(reqwest::get(hello.url("/status/404")).await.unwrap().status(), 404);
+    assert_eq!(http().get(hello.url("/status/404")).send().await.unwrap().status(), 404);
     assert!(hello.stop(), "SIGTERM drains and ends well");
 }
 
 #[tokio::test]
 async fn up_serves_an_app_of_sdk_7() {
     let hello = up("hello-p3", &[]);
-    let response = reqwest::get(hello.url("/")).await.unwrap();
+    let response = http().get(hello.url("/")).send().await.unwrap();
     assert_eq!(response.status(), 200);
     let sent = vec![b'x'; 300_000];
-    let echo = reqwest::Client::new().post(hello.url("/echo")).body(sent.clone()).send().await.unwrap();
+    let echo = http().post(hello.url("/echo")).body(sent.clone()).send().await.unwrap();
     assert_eq!(echo.bytes().await.unwrap(), sent);
 }
 
@@ -37,9 +37,9 @@ async fn up_keeps_kv_in_its_state_directory() {
     let state = tempfile::tempdir().unwrap();
     let state = state.path().to_str().unwrap();
     let counter = up("counter", &["--state-dir", state, "--key-value", "colour=red"]);
-    let red = reqwest::get(counter.url("/kv/colour")).await.unwrap().text().await.unwrap();
+    let red = http().get(counter.url("/kv/colour")).send().await.unwrap().text().await.unwrap();
     assert_eq!(red, "red");
-    let client = reqwest::Client::new();
+    let client = http();
     for want in ["1", "2"] {
         let count = client.post(counter.url("/count/visits")).send().await.unwrap().text().await.unwrap();
         assert!(count.contains(want), "{count}");
@@ -53,7 +53,7 @@ async fn up_keeps_kv_in_its_state_directory() {
 #[tokio::test]
 async fn up_demands_the_token_that_the_example_gate_demands() {
     let gate = up("gate", &[]);
-    let refused = reqwest::get(gate.url("/profile")).await.unwrap();
+    let refused = http().get(gate.url("/profile")).send().await.unwrap();
     assert_eq!((refused.status().as_u16(), refused.headers()["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
     let keys = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/gate/test-keys");
     for kid in ["es256", "eddsa", "rs256"] {
@@ -62,7 +62,7 @@ async fn up_demands_the_token_that_the_example_gate_demands() {
         command.arg("token").arg("--key").arg(key).args(["--kid", kid, "--subject", "alice"]);
         let output = finish(command.args(["--issuer", "https://issuer.example", "--audience", "gate"]));
         let token = String::from_utf8(output.stdout).unwrap();
-        let asked = reqwest::Client::new().get(gate.url("/profile")).bearer_auth(token.trim());
+        let asked = http().get(gate.url("/profile")).bearer_auth(token.trim());
         let forged = asked.header("x-jwt-sub", "root").send().await.unwrap();
         assert_eq!(forged.status(), 200, "{kid}");
         let body = forged.text().await.unwrap();

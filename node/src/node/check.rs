@@ -1,5 +1,6 @@
 //! Whether an app could run here, without a socket: `selvage check`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use selvage_config::Limits;
@@ -16,18 +17,20 @@ use crate::release::verify::Policy;
 /// What a variable without a default stands for while an app is checked.
 const PLACEHOLDER: &str = "value";
 
-/// Compiles every component and grants it what it is granted, as an activation would. Nothing stays behind.
+/// Compiles every component and grants it what it is granted, as an activation would. Nothing stays behind but
+/// compiled code in `compiled_dir`, if one is given.
 ///
 /// # Errors
 /// What an activation would refuse.
-pub async fn check(bundle: Bundle) -> Result<(), StartError> {
+pub async fn check(bundle: Bundle, compiled_dir: Option<PathBuf>) -> Result<(), StartError> {
     let directory = tempfile::tempdir().map_err(StartError::Temporary)?;
     let state = State::open(directory.path())?;
     let (node, region) = local();
     let kv_options = KvOptions { node, region, directory: directory.path().join("kv"), listen: None, tls: None };
     let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
+    let compiled = compiled_dir.unwrap_or_else(|| directory.path().join(super::COMPILED));
     let ways_out = WaysOut::new(&EgressConfig::default())?;
-    let base = base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out).await?;
+    let base = base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out, compiled).await?;
     let required = bundle.app.variables.iter().filter(|(_, variable)| variable.default.is_none());
     let variables = required.map(|(name, _)| (name.clone(), PLACEHOLDER.to_owned())).collect();
     let settings = Settings { variables, ..Settings::default() };

@@ -1,6 +1,7 @@
 //! The public listeners, over real sockets: what they answer, what they refuse, and how they leave.
 
 mod drain;
+mod guests;
 mod h3;
 mod hostile;
 mod versions;

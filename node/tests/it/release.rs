@@ -259,6 +259,7 @@ async fn up_serves_one_app_whatever_the_host_and_needs_no_signature() {
     let code = saying("hello");
     let app = App::of_component("hello".parse().unwrap(), "hello".parse().unwrap(), Digest::of(&code));
     let options = UpOptions {
+        compiled_dir: None,
         bundle: Bundle { app, blobs: [(Digest::of(&code), code)].into() },
         listen: "127.0.0.1:0".parse().unwrap(),
         tls: None,
