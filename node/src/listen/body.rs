@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
+use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use crate::request::{Body, BodyError};
@@ -87,18 +88,32 @@ impl http_body::Body for Outbound {
 }
 
 /// The receiving half of an HTTP/3 request.
-type Half = h3::server::RequestStream<super::frames::Receive, Bytes>;
+pub(super) type Half = h3::server::RequestStream<super::frames::Receive, Bytes>;
 
 /// A request's body over HTTP/3, held to the length that its head announced (RFC 9114 4.1.2).
+///
+/// Dropped before its end, it hands the half back: quinn would tell the client at once to stop sending, with code 0,
+/// and clients take that for a failed request.
 pub(super) struct Streamed {
-    half: Half,
+    half: Option<Half>,
+    back: Option<oneshot::Sender<Half>>,
     left: Option<u64>,
     ended: bool,
 }
 
 impl Streamed {
-    pub(super) fn new(half: Half, length: Option<u64>) -> Self {
-        Self { half, left: length, ended: false }
+    pub(super) fn new(half: Half, length: Option<u64>) -> (Self, oneshot::Receiver<Half>) {
+        let (back, unread) = oneshot::channel();
+        (Self { half: Some(half), back: Some(back), left: length, ended: false }, unread)
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        if let (false, Some(half), Some(back)) = (self.ended, self.half.take(), self.back.take()) {
+            // Nobody waits any more once the answer is out: then it may be dropped here.
+            drop(back.send(half));
+        }
     }
 }
 
@@ -110,7 +125,8 @@ impl http_body::Body for Streamed {
         if self.ended {
             return Poll::Ready(None);
         }
-        let data = match ready!(self.half.poll_recv_data(cx)) {
+        let Some(half) = self.half.as_mut() else { return Poll::Ready(None) };
+        let data = match ready!(half.poll_recv_data(cx)) {
             Ok(Some(mut data)) => data.copy_to_bytes(data.remaining()),
             Ok(None) => {
                 self.ended = true;

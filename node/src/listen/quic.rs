@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use h3::error::Code;
 use h3::server::{RequestResolver, RequestStream};
 use http::HeaderValue;
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::body::{Inbound, Streamed};
+use super::body::{Half, Inbound, Streamed};
 use super::frames::Connection;
 use super::head::content_length;
 use super::{
@@ -48,6 +48,8 @@ const INCOMING_BYTES: (u64, u64) = (64 * 1024, 16 * 1024 * 1024);
 const UNPROVEN_MAX: usize = 100;
 /// How long a client may take nothing of an answer.
 const WRITE_IDLE: Duration = Duration::from_secs(60);
+/// Bytes of a request that nobody wanted that are read over after its answer.
+const READ_OVER_BYTES_MAX: usize = 256 * 1024;
 /// After the last request of a draining connection, time for the answer to get through and for the client to leave.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -194,7 +196,8 @@ async fn exchange(resolver: RequestResolver<Connection, Bytes>, quic: quinn::Con
     let Ok(Ok((head, stream))) = timeout(HEAD_MAX, resolver.resolve_request()).await else { return };
     let (send, receive) = stream.split();
     let length = head.headers().get(CONTENT_LENGTH).and_then(content_length);
-    let body = Inbound::new(Streamed::new(receive, length));
+    let (body, mut unread) = Streamed::new(receive, length);
+    let body = Inbound::new(body);
     let request = Request {
         http: head.map(|()| body.boxed_unsync()),
         client: quic.remote_address(),
@@ -206,6 +209,25 @@ async fn exchange(resolver: RequestResolver<Connection, Bytes>, quic: quinn::Con
     let response = serve(&parts, request).await;
     if let Err(error) = sending.send(response).await {
         tracing::debug!(client = %quic.remote_address(), error = format!("{error:#}"), "answer given up");
+    } else if let Ok(half) = unread.try_recv() {
+        read_over(half).await;
+    }
+}
+
+/// After the whole answer: what the client still sends is read over for a while, then it is asked to stop (RFC 9114 4.1).
+async fn read_over(mut half: Half) {
+    let mut read = 0;
+    let reading = async {
+        while read < READ_OVER_BYTES_MAX {
+            match half.recv_data().await {
+                Ok(Some(data)) => read += data.remaining(),
+                Ok(None) | Err(_) => return true,
+            }
+        }
+        false
+    };
+    if !timeout(LINGER, reading).await.unwrap_or(false) {
+        half.stop_sending(Code::H3_NO_ERROR);
     }
 }
 
