@@ -9,6 +9,7 @@ mod fetch;
 pub(crate) mod forge;
 mod json;
 mod key;
+mod resolve;
 mod token;
 
 use std::sync::Arc;

@@ -3,6 +3,8 @@
 
 mod address;
 
+pub(crate) use address::is_public;
+
 use std::error::Error as StdError;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -158,7 +160,7 @@ impl tower_service::Service<Name> for Resolver {
         let private_networks = self.private_networks;
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await.map_err(ResolveError::Unknown)?;
-            let may = |at: &SocketAddr| private_networks || address::is_public(at.ip());
+            let may = |at: &SocketAddr| private_networks || is_public(at.ip());
             let addresses: Vec<SocketAddr> = found.filter(may).take(ADDRESSES_MAX).collect();
             if addresses.is_empty() { Err(ResolveError::Prohibited) } else { Ok(addresses.into_iter()) }
         })
@@ -276,7 +278,7 @@ impl Hooks {
         }
         // The resolver never sees address literals.
         let literal = host.trim_matches(['[', ']']).parse::<IpAddr>();
-        if !self.grants.egress.private_networks && literal.is_ok_and(|address| !address::is_public(address)) {
+        if !self.grants.egress.private_networks && literal.is_ok_and(|address| !is_public(address)) {
             return Err(Error::DestinationIpProhibited);
         }
         self.left = self.left.checked_sub(1).ok_or(Error::ConnectionLimitReached)?;

@@ -18,6 +18,7 @@ use tokio::task::AbortHandle;
 
 use super::JwtError;
 use super::key::{KeySet, KeySetError, SET_BYTES_MAX};
+use super::resolve::PublicOnly;
 
 /// Age at which a key set is fetched again.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -92,13 +93,13 @@ impl KeyFetcher {
             .with_root_certificates(trusted)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let client = Client::builder()
+        let builder = Client::builder()
             .use_preconfigured_tls(tls)
             .timeout(FETCH_MAX)
             .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .build()
-            .map_err(JwtError::Client)?;
+            .no_proxy();
+        let builder = if private_networks { builder } else { builder.dns_resolver(Arc::new(PublicOnly)) };
+        let client = builder.build().map_err(JwtError::Client)?;
         Ok(Self { client, private_networks, sources: Arc::default() })
     }
 
@@ -126,7 +127,7 @@ impl KeyFetcher {
         }
         match url.scheme() {
             "https" if self.private_networks => Ok(url),
-            // The name of a private address is the issuer's operator's doing; a literal one is the app's.
+            // A name is looked at again when it is resolved.
             "https" if !loopback && address.is_none() => Ok(url),
             "http" if loopback && self.private_networks => Ok(url),
             "https" => Err(refused("names an address, which this node does not allow")),

@@ -43,8 +43,7 @@ fn code(name: &str) -> Bytes {
     if name.ends_with(".wat") {
         return wat::parse_file(guest).unwrap().into();
     }
-    let example = root.join("../examples").join(name).join(format!("{name}.wasm"));
-    std::fs::read(example).unwrap().into()
+    std::fs::read(crate::examples().join(name).join(format!("{name}.wasm"))).unwrap().into()
 }
 
 fn compiled(cache: &CompileCache, bytes: Bytes) -> Result<Compiled, CompileError> {

@@ -22,10 +22,6 @@ use super::*;
 /// What an echo sends back.
 const ECHO_BYTES: usize = 1024 * 1024;
 
-fn examples() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
-}
-
 /// A node that runs one example, with a certificate for [`HOST`].
 struct Up {
     node: Node,
@@ -42,7 +38,7 @@ impl Up {
         authority.issue_server(&[HOST.into()], &[]).unwrap().save(&files.certificate, &files.key).unwrap();
         let options = UpOptions {
             compiled_dir: None,
-            bundle: Bundle::load(&examples().join(example).join("spin.toml")).unwrap(),
+            bundle: Bundle::load(&crate::examples().join(example).join("spin.toml")).unwrap(),
             listen: "127.0.0.1:0".parse().unwrap(),
             tls: Some(files),
             variables: BTreeMap::new(),
@@ -208,10 +204,11 @@ async fn a_body_that_is_too_large_or_not_as_announced_is_refused() {
 
 /// A token of the example's issuer.
 fn token(expires_in: i64) -> String {
-    let pem = std::fs::read(examples().join("gate/test-keys/eddsa.pem")).unwrap();
+    let pem = std::fs::read(crate::examples().join("gate/test-keys/eddsa.pem")).unwrap();
     let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).unwrap();
     let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).unwrap();
-    let jwks: Value = serde_json::from_slice(&std::fs::read(examples().join("gate/jwks.json")).unwrap()).unwrap();
+    let jwks: Value =
+        serde_json::from_slice(&std::fs::read(crate::examples().join("gate/jwks.json")).unwrap()).unwrap();
     let kid = jwks["keys"].as_array().unwrap().iter().find(|jwk| jwk["kty"] == "OKP").unwrap()["kid"].clone();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let expires = i64::try_from(now).unwrap() + expires_in;
