@@ -1,7 +1,5 @@
 //! The whole way: a socket, a token, a guest, and its answer back.
 
-use std::path::{Path, PathBuf};
-
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Buf;
