@@ -53,7 +53,11 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     }
     output.progress(format_args!("ready after {:.1} s", began.elapsed().as_secs_f64()));
     let code = if arguments.check {
-        tour::walk(&mut fleet, output).await
+        // Dropping the tour in the middle loses nothing: the fleet is stopped below.
+        tokio::select! {
+            code = tour::walk(&mut fleet, output) => code,
+            () = stopped() => ExitCode::FAILURE,
+        }
     } else {
         output.answer(&fleet.description(), description(&fleet));
         stopped().await;
@@ -70,6 +74,7 @@ fn description(fleet: &Fleet) -> String {
         let front = node.front();
         vec![node.name.to_string(), node.region.to_string(), format!("https://<app>.localhost:{}", front.port())]
     });
+    let program = std::env::current_exe().map_or("selvage".into(), |path| path.display().to_string());
     let mut text = table(&["NODE", "REGION", "FRONT (HTTP/1.1, HTTP/2, HTTP/3)"], &rows.collect::<Vec<_>>());
     let ca = fleet.certs().join("ca.pem");
     let ca = ca.display();
@@ -85,15 +90,13 @@ fn description(fleet: &Fleet) -> String {
          curl --cacert {ca} -X PUT -d blue https://counter.localhost:{first}/kv/colour\n\
          curl --cacert {ca} https://counter.localhost:{last}/kv/colour          # the same, in another region\n\
          curl --cacert {ca} -i https://gate.localhost:{first}/profile            # 401: no token\n\
-         TOKEN=$(selvage token --key {} --kid es256 --issuer {} --audience gate --subject ada)\n\
+         TOKEN=$({program} token --key {} --kid es256 --issuer {} --audience gate --subject ada)\n\
          curl --cacert {ca} -H \"authorization: Bearer $TOKEN\" https://gate.localhost:{first}/profile\n\n\
          export SELVAGE_CONTEXT={context}\n\
-         selvage nodes; selvage releases; selvage kv --node fra-1 peers\n\n\
-         (`selvage` is this program: {})\nCtrl-C stops everything.",
+         {program} nodes\n{program} releases\n{program} kv --node fra-1 peers\n\nCtrl-C stops everything.",
         fleet.control_plane_address(),
         fleet.token_key().display(),
         apps::ISSUER,
-        std::env::current_exe().map_or("selvage".into(), |path| path.display().to_string()),
     );
     text
 }
