@@ -79,6 +79,17 @@ pub(crate) async fn push_manifest(
     Ok(digest)
 }
 
+/// The manifest under a tag, if there is one.
+pub(crate) async fn tagged(client: &Client, repository: &Repository, tag: &str) -> Result<Option<Manifest>, Report> {
+    let get = client.request(Method::GET, &format!("/v2/{repository}/manifests/{tag}")).header(ACCEPT, MANIFEST);
+    let response = get.send().await.map_err(|error| failure("look for a manifest", &error, None))?;
+    if response.status() == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    let response = response.error_for_status().map_err(|error| failure("look for a manifest", &error, None))?;
+    response.json().await.map(Some).map_err(|error| failure("read a manifest", &error, None))
+}
+
 /// The digest of what a reference names now, by own hash, and its size.
 pub(crate) async fn resolve(client: &Client, reference: &Reference) -> Result<(Digest, u64), Report> {
     let path = format!("/v2/{}/manifests/{}", reference.repository, reference.reference);

@@ -19,6 +19,8 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// The empty config, `{}`.
 pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+/// The config of a container image: what the manifest of cosign 2's signatures has.
+pub const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// A wasm component, as the CNCF wasm artifact layout names it.
 pub const WASM: &str = "application/wasm";
 /// The config of a CNCF wasm artifact.
