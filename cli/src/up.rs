@@ -98,7 +98,7 @@ pub(crate) struct CacheArguments {
     cache_dir: Option<PathBuf>,
 
     /// Compile anew, and keep nothing.
-    #[arg(long, conflicts_with = "cache_dir")]
+    #[arg(long)]
     disable_cache: bool,
 
     #[arg(long, hide = true, env = "XDG_CACHE_HOME")]

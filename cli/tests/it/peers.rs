@@ -6,14 +6,14 @@
 use std::process::{Command, Output};
 
 use crate::by_hand::Fleet;
-use crate::program::{Serving, example, finish, selvage, well};
+use crate::program::{Serving, example, finish, selvage, skipped, well};
 
 /// Whether `program` is there. In CI it must be.
 fn have(program: &str) -> bool {
     let there = Command::new(program).arg("--help").output().is_ok();
     assert!(there || std::env::var_os("CI").is_none(), "CI needs {program}: see .ci/tools");
     if !there {
-        eprintln!("\n!!! SKIPPED: {program} is not installed (see .ci/tools) !!!\n");
+        skipped(program);
     }
     there
 }
@@ -22,7 +22,7 @@ fn python() -> Option<String> {
     let python = std::env::var("SELVAGE_TEST_PYTHON").ok();
     assert!(python.is_some() || std::env::var_os("CI").is_none(), "CI needs SELVAGE_TEST_PYTHON: see .ci/tools");
     if python.is_none() {
-        eprintln!("\n!!! SKIPPED: no Python with curl_cffi (see .ci/tools) !!!\n");
+        skipped("a Python with curl_cffi");
     }
     python
 }
@@ -114,7 +114,7 @@ fn kv(demo: &Demo) {
 fn have_optional(program: &str) -> bool {
     let there = Command::new(program).arg("version").output().is_ok_and(|output| output.status.success());
     if !there {
-        eprintln!("\n!!! SKIPPED: {program} is not installed (see .ci/tools) !!!\n");
+        skipped(program);
     }
     there
 }

@@ -1,13 +1,17 @@
 //! Runs `selvage` as a process of its own.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 /// The program, built by this test run.
 pub(crate) fn selvage() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_selvage"));
-    command.env_remove("RUST_BACKTRACE").env_remove("SELVAGE_CONTEXT").env_remove("SELVAGE_OUTPUT");
+    command
+        .env_remove("RUST_BACKTRACE")
+        .env_remove("SELVAGE_CONTEXT")
+        .env_remove("SELVAGE_OUTPUT")
+        .env("SELVAGE_LOG", "error");
     command
 }
 
@@ -15,6 +19,11 @@ pub(crate) fn selvage() -> Command {
 pub(crate) fn example(name: &str) -> PathBuf {
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     std::env::var_os("SELVAGE_TEST_EXAMPLES").map_or_else(own, Into::into).join(name)
+}
+
+/// Says on the terminal that something was not tested: past the capture of a passing test's output.
+pub(crate) fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "\n!!! SKIPPED: {what} is not installed; .ci/tools DIR installs it !!!\n");
 }
 
 /// An HTTP client without TLS roots: for plain listeners on this machine.
