@@ -1,0 +1,40 @@
+;; Asks for as many random bytes as a number can say, then traps.
+(component $guest
+  (import "wasi:random/random@0.2.0" (instance $random
+    (export "get-random-bytes" (func (param "len" u64) (result (list u8))))
+  ))
+  (import "wasi:http/types@0.2.0" (instance $http
+    (export "incoming-request" (type (sub resource)))
+    (export "response-outparam" (type (sub resource)))
+  ))
+  (alias export $http "incoming-request" (type $incoming-request))
+  (alias export $http "response-outparam" (type $response-outparam))
+
+  (core module $memory-module
+    (memory (export "memory") 1)
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 4096)))
+  (core instance $memory (instantiate $memory-module))
+  (alias core export $memory "memory" (core memory $shared))
+  (alias core export $memory "realloc" (core func $realloc))
+  (core func $random (canon lower (func $random "get-random-bytes") (memory $shared) (realloc $realloc)))
+
+  (core module $main-module
+    (import "memory" "memory" (memory 1))
+    (import "host" "random" (func $random (param $len i64) (param $ret i32)))
+
+    (func (export "handle") (param $request i32) (param $out i32)
+      (call $random (i64.const -1) (i32.const 0))
+      unreachable)
+  )
+  (core instance $main (instantiate $main-module
+    (with "memory" (instance $memory))
+    (with "host" (instance
+      (export "random" (func $random))
+    ))
+  ))
+  (func $handle
+    (param "request" (own $incoming-request)) (param "response-out" (own $response-outparam))
+    (canon lift (core func $main "handle")))
+  (instance $handler (export "handle" (func $handle)))
+  (export "wasi:http/incoming-handler@0.2.0" (instance $handler))
+)
