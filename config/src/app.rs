@@ -1,5 +1,6 @@
 //! An app: what is signed, published and run. Content-addressed: every file of it is named by its digest.
 
+pub mod isolation;
 pub mod jwt;
 pub mod outbound;
 pub mod route;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
 use crate::{AppName, ComponentName, Digest, StoreLabel};
+use isolation::Isolation;
 use route::Pattern;
 use variables::{Template, Values, Variable};
 
@@ -110,6 +112,9 @@ pub struct Component {
     /// What one request may use.
     #[serde(default)]
     pub limits: Limits,
+    /// What its requests may share.
+    #[serde(default, skip_serializing_if = "Isolation::is_fresh")]
+    pub isolation: Isolation,
 }
 
 /// An app document that contradicts itself.
@@ -232,6 +237,11 @@ impl App {
         if let Some(field) = component.limits.zero() {
             return Err(AppError::Value { field: format!("{from} limits.{field}"), reason: "must not be 0".into() });
         }
+        if let Isolation::Reuse(reuse) = component.isolation
+            && let Some((name, reason)) = reuse.mistake()
+        {
+            return Err(AppError::Value { field: format!("{from} reuse.{name}"), reason });
+        }
         if let Some(path) = component.files.keys().find(|path| !is_inner_path(path)) {
             return Err(AppError::Value {
                 field: format!("{from} files"),
@@ -254,6 +264,7 @@ impl Component {
             key_value_stores: Vec::new(),
             jwt: None,
             limits: Limits::default(),
+            isolation: Isolation::Fresh,
         }
     }
 
@@ -301,6 +312,17 @@ mod tests {
     }
 
     #[test]
+    fn isolation_stands_in_the_document_only_if_it_was_chosen() {
+        let mut app = app();
+        let fresh = String::from_utf8(app.to_json()).unwrap();
+        assert!(!fresh.contains("isolation"), "{fresh}");
+        app.components.values_mut().next().unwrap().isolation = Isolation::Reuse(isolation::Reuse::default());
+        let reused = app.to_json();
+        assert_ne!(reused, fresh.as_bytes());
+        assert_eq!(App::from_json(&reused).unwrap(), app);
+    }
+
+    #[test]
     fn a_document_that_contradicts_itself_is_refused() {
         let mut dangling = app();
         dangling.components.clear();
@@ -312,7 +334,10 @@ mod tests {
         unruled.components.values_mut().next().unwrap().jwt = Some(rule);
         let mut shouting = app();
         shouting.hosts.push("Example.com".into());
-        for bad in [dangling, escaping, unruled, shouting] {
+        let mut endless = app();
+        let reuse = isolation::Reuse { requests_max: 0, ..isolation::Reuse::default() };
+        endless.components.values_mut().next().unwrap().isolation = Isolation::Reuse(reuse);
+        for bad in [dangling, escaping, unruled, shouting, endless] {
             assert!(App::from_json(&bad.to_json()).is_err(), "{bad:?}");
         }
         assert!(matches!(App::from_json(&vec![b' '; APP_BYTES_MAX + 1]), Err(AppError::Large { .. })));

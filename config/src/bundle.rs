@@ -136,6 +136,7 @@ impl Loading {
             key_value_stores: draft.key_value_stores,
             jwt: draft.jwt,
             limits: draft.limits,
+            isolation: draft.isolation,
         })
     }
 

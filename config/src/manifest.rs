@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 
+use crate::app::isolation::{Isolation, Reuse};
 use crate::app::jwt::{Algorithm, Rule};
 use crate::app::outbound::AllowedHost;
 use crate::app::route::Pattern;
@@ -74,6 +75,7 @@ pub(crate) struct ComponentDraft {
     pub(crate) key_value_stores: Vec<StoreLabel>,
     pub(crate) jwt: Option<Rule>,
     pub(crate) limits: Limits,
+    pub(crate) isolation: Isolation,
 }
 
 /// Files that a guest will see.
@@ -243,7 +245,7 @@ impl Reading<'_> {
         let templates: BTreeMap<_, _> = templates.collect();
         let allowed_outbound_hosts = self.outbound(&raw.allowed_outbound_hosts, field, variables);
         let key_value_stores = self.all(&raw.key_value_stores, &format!("{field}.key_value_stores"));
-        let (jwt, limits) = self.rules(raw.tool.selvage, field, issuers);
+        let (jwt, limits, isolation) = self.rules(raw.tool.selvage, field, issuers);
         let files = raw.files.into_iter().map(|files| {
             let (span, field) = (files.span(), format!("{field}.files"));
             let value = match files.into_inner() {
@@ -271,6 +273,7 @@ impl Reading<'_> {
             key_value_stores,
             jwt,
             limits,
+            isolation,
         })
     }
 
@@ -331,14 +334,15 @@ impl Reading<'_> {
         raw: Option<raw::ComponentRules>,
         field: &str,
         issuers: &BTreeMap<String, Option<IssuerDraft>>,
-    ) -> (Option<Rule>, Limits) {
-        let Some(raw) = raw else { return (None, Limits::default()) };
+    ) -> (Option<Rule>, Limits, Isolation) {
+        let Some(raw) = raw else { return (None, Limits::default(), Isolation::Fresh) };
         let field = format!("{field}.tool.selvage");
         let exempt = self.all(&raw.jwt_exempt, &format!("{field}.jwt_exempt"));
         if let (None, Some(first)) = (&raw.jwt, raw.jwt_exempt.first()) {
             let message = "paths are exempt from a rule that is not there";
             self.problems.add(first.span(), format!("{field}.jwt_exempt"), message, Some("add jwt = \"<issuer>\""));
         }
+        let isolation = self.isolation(raw.isolation, raw.reuse, &field);
         let rule = raw.jwt.map(|name| {
             if !issuers.contains_key(name.get_ref()) {
                 let hint = "add it as [[application.tool.selvage.jwt]]";
@@ -353,7 +357,33 @@ impl Reading<'_> {
             }
             limits.into_inner()
         });
-        (rule, limits.unwrap_or_default())
+        (rule, limits.unwrap_or_default(), isolation)
+    }
+
+    fn isolation(&mut self, raw: Option<Spanned<String>>, reuse: Option<Spanned<Reuse>>, field: &str) -> Isolation {
+        if let Some(reuse) = &reuse
+            && let Some((name, reason)) = reuse.get_ref().mistake()
+        {
+            self.problems.add(reuse.span(), format!("{field}.reuse.{name}"), reason, None);
+        }
+        match raw.as_ref().map(|raw| raw.get_ref().as_str()) {
+            Some("reuse") => Isolation::Reuse(reuse.map(Spanned::into_inner).unwrap_or_default()),
+            None | Some("fresh") => {
+                // Bounds without the word would silently do nothing.
+                if let Some(reuse) = reuse {
+                    let message = "bounds of a reuse that was not chosen";
+                    let hint = Some("add isolation = \"reuse\"");
+                    self.problems.add(reuse.span(), format!("{field}.reuse"), message, hint);
+                }
+                Isolation::Fresh
+            }
+            Some(other) => {
+                let message = format!("{other:?} is no isolation");
+                let hint = Some("write \"fresh\" or \"reuse\"");
+                self.problems.add(raw.map_or(0..0, |raw| raw.span()), format!("{field}.isolation"), message, hint);
+                Isolation::Fresh
+            }
+        }
     }
 
     fn routes(

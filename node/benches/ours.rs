@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use http_body_util::BodyExt;
 use selvage_config::app::App;
+use selvage_config::app::isolation::Isolation;
 use selvage_config::node::Egress as EgressOptions;
 use selvage_config::{Digest, Limits};
 use selvage_node::engine::{EngineOptions, Engines};
@@ -140,6 +141,7 @@ fn grants(kv: &Kv, egress: &Arc<Egress>) -> anyhow::Result<Grants> {
         app: "bench".parse()?,
         component: "guest".parse()?,
         limits: Limits::default(),
+        isolation: Isolation::Fresh,
         variables: BTreeMap::new(),
         environment: BTreeMap::new(),
         files: None,

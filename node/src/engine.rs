@@ -7,6 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
 use wasmtime::{
     Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
@@ -18,6 +19,8 @@ use crate::host::{self, State};
 pub const EPOCH_TICK: Duration = Duration::from_millis(5);
 /// Instances at once on one engine, unless the options say otherwise.
 const INSTANCES_DEFAULT: u32 = 1_000;
+/// Of the instances of an engine, one in so many may wait for another request of its component.
+const WAITING_SHARE: u32 = 2;
 /// Core instances that a component may have: its own, the preview1 adapter, and the shims between them.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
 /// Core instances for each component instance, on average.
@@ -92,6 +95,8 @@ pub struct Engines {
 struct Side {
     engine: Engine,
     linker: Linker<State>,
+    /// For instances that wait for their next request, of all pools together.
+    places: Arc<Semaphore>,
 }
 
 impl Engines {
@@ -103,8 +108,9 @@ impl Engines {
         let p2 = start(options, Generation::P2)?;
         let p3 = start(options, Generation::P3)?;
         tick(vec![p2.weak(), p3.weak()])?;
-        let p2 = Side { linker: host::linker_p2(&p2).map_err(EngineError::Link)?, engine: p2 };
-        let p3 = Side { linker: host::linker_p3(&p3).map_err(EngineError::Link)?, engine: p3 };
+        let places = || Arc::new(Semaphore::new((options.instances / WAITING_SHARE) as usize));
+        let p2 = Side { linker: host::linker_p2(&p2).map_err(EngineError::Link)?, engine: p2, places: places() };
+        let p3 = Side { linker: host::linker_p3(&p3).map_err(EngineError::Link)?, engine: p3, places: places() };
         Ok(Self { p2: Arc::new(p2), p3: Arc::new(p3) })
     }
 
@@ -127,6 +133,11 @@ impl Engines {
 
     pub(crate) fn linker(&self, generation: Generation) -> &Linker<State> {
         &self.side(generation).linker
+    }
+
+    /// Places for instances that wait for their next request.
+    pub(crate) fn places(&self, generation: Generation) -> &Arc<Semaphore> {
+        &self.side(generation).places
     }
 
     fn side(&self, generation: Generation) -> &Side {

@@ -3,8 +3,10 @@
 pub(crate) mod bounds;
 
 mod body;
+pub(crate) mod instance;
 mod meter;
 pub(crate) mod outcome;
+mod parting;
 mod run;
 
 use std::collections::VecDeque;
@@ -15,13 +17,16 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::header::CONTENT_LENGTH;
+use http::uri::Scheme;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime_wasi_http::WasiBody;
 
 use self::body::{Answer, Drained, Running};
+use self::instance::Instance;
 use self::meter::Metered;
 use self::outcome::Outcome;
+use self::parting::Parting;
 use self::run::Head;
 use crate::fault::{ClientFault, Fault, GuestFault};
 use crate::pool::Pool;
@@ -30,21 +35,21 @@ use crate::request::{Request, Response};
 /// Names and values of an answer's head together, bytes. More would not pass what stands between us and the client.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Calls a fresh instance.
-pub(crate) async fn call(pool: &Arc<Pool>, permit: OwnedSemaphorePermit, request: Request) -> Result<Response, Fault> {
+/// Calls an instance: one that nobody used before, unless the pool keeps some for another request.
+pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request: Request) -> Result<Response, Fault> {
     let limits = &pool.grants.limits;
     let deadline = request.arrived + Duration::from_millis(limits.wall_ms);
     let outcome = Arc::new(Outcome::default());
     let (sender, mut head) = oneshot::channel();
     let asked = admit(request, limits.request_body_bytes, &outcome)?;
-    let work = run::work(pool, asked, &outcome, sender);
+    let work = run::work(&pool, asked, &outcome, sender);
     let mut guest = Metered::new(work, Arc::clone(&outcome), Duration::from_millis(limits.cpu_ms), deadline);
     // Here, not in a task of its own: most guests are done before they ever wait.
     let (head, ended) = poll_fn(|cx| {
-        let ended = Pin::new(&mut guest).poll(cx).is_ready();
-        match Pin::new(&mut head).poll(cx) {
-            Poll::Ready(Ok(head)) => Poll::Ready((Some(head), ended)),
-            _ if ended => Poll::Ready((None, true)),
+        let ended = Pin::new(&mut guest).poll(cx);
+        match (Pin::new(&mut head).poll(cx), ended) {
+            (Poll::Ready(Ok(head)), ended) => Poll::Ready((Some(head), ended)),
+            (_, ended @ Poll::Ready(_)) => Poll::Ready((None, ended)),
             _ => Poll::Pending,
         }
     })
@@ -52,9 +57,12 @@ pub(crate) async fn call(pool: &Arc<Pool>, permit: OwnedSemaphorePermit, request
     if let Some(fault) = outcome.body_fault() {
         return Err(fault);
     }
-    let response = checked(head.ok_or_else(|| run::silent(&outcome))?, pool)?;
-    let answer = Streaming { outcome, deadline };
-    if ended { answer.ended(response) } else { Ok(answer.streaming(response, guest, permit)) }
+    let response = checked(head.ok_or_else(|| run::silent(&outcome))?, &pool)?;
+    let answer = Streaming { outcome, deadline, pool };
+    match ended {
+        Poll::Ready(instance) => answer.ended(response, instance),
+        Poll::Pending => Ok(answer.streaming(response, guest, permit)),
+    }
 }
 
 /// The request in the guest's form, if its head allows it at all.
@@ -63,9 +71,10 @@ fn admit(request: Request, body_bytes: u64, outcome: &Arc<Outcome>) -> Result<ru
     if length.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > body_bytes) {
         return Err(Fault::Client(ClientFault::BodyTooLarge));
     }
-    let (scheme, authority) = (request.scheme(), request.authority().map(ToOwned::to_owned));
+    let scheme = if request.secure { Scheme::HTTPS } else { Scheme::HTTP };
+    let authority = request.authority().map(ToOwned::to_owned);
     let http = request.http.map(|body| body::bounded(body, body_bytes, Arc::clone(outcome)));
-    run::asked(http, scheme, authority.as_deref())
+    run::asked(http, scheme, authority)
 }
 
 /// Refuses what can't be sent.
@@ -87,29 +96,46 @@ fn checked(head: Head, pool: &Pool) -> Result<http::Response<WasiBody>, Fault> {
 struct Streaming {
     outcome: Arc<Outcome>,
     deadline: Instant,
+    pool: Arc<Pool>,
 }
 
 impl Streaming {
     /// The answer of a guest that is done. Nothing was sent yet, so a failure is still a fault, not half an answer.
-    fn ended(self, response: http::Response<WasiBody>) -> Result<Response, Fault> {
+    fn ended(self, response: http::Response<WasiBody>, instance: Option<Instance>) -> Result<Response, Fault> {
         let (head, body) = response.into_parts();
         let end = self.outcome.end().cloned().unwrap_or(Ok(()));
         match (body::drain(body), end) {
             (_, Err(fault)) => Err(fault),
             (Drained::Broken, Ok(())) => Err(Fault::Guest(GuestFault::BadResponse)),
-            (Drained::Whole(frames), Ok(())) => Ok(self.answer(head, frames, None, None)),
-            (Drained::Open(frames, rest), Ok(())) => Ok(self.answer(head, frames, Some(rest), None)),
+            (Drained::Whole(frames), Ok(())) => {
+                if let Some(rested) = instance.and_then(|instance| self.pool.rest(instance)) {
+                    self.pool.keep(rested);
+                }
+                Ok(self.answer(head, frames, None, None, None))
+            }
+            (Drained::Open(frames, rest), Ok(())) => {
+                let parting = instance.map(|instance| {
+                    let parting = Parting::new(Arc::clone(&self.pool));
+                    parting.guest_ended(instance);
+                    parting
+                });
+                Ok(self.answer(head, frames, Some(rest), None, parting))
+            }
         }
     }
 
     /// The answer of a guest that still works on it, from now on in a task.
     fn streaming(&self, response: http::Response<WasiBody>, guest: Metered, permit: OwnedSemaphorePermit) -> Response {
         let (head, body) = response.into_parts();
+        let parting = self.pool.reuse().map(|_| Parting::new(Arc::clone(&self.pool)));
+        let guests = parting.clone();
         let task = tokio::spawn(async move {
-            guest.await;
+            if let (Some(instance), Some(parting)) = (guest.await, guests) {
+                parting.guest_ended(instance);
+            }
             drop(permit);
         });
-        self.answer(head, VecDeque::new(), Some(body), Some(Running { task, complete: false }))
+        self.answer(head, VecDeque::new(), Some(body), Some(Running { task, complete: false }), parting)
     }
 
     fn answer(
@@ -118,6 +144,7 @@ impl Streaming {
         frames: VecDeque<http_body::Frame<bytes::Bytes>>,
         rest: Option<WasiBody>,
         guest: Option<Running>,
+        parting: Option<Arc<Parting>>,
     ) -> Response {
         let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let answer = Answer {
@@ -125,6 +152,7 @@ impl Streaming {
             rest,
             outcome: Arc::clone(&self.outcome),
             guest,
+            parting,
             promised: length.and_then(|length| length.parse().ok()),
             deadline: self.deadline,
             sleep: None,

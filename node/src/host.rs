@@ -22,12 +22,14 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use crate::guest::bounds::Memory;
 use crate::pool::Grants;
 
-/// Everything that one guest has while it answers one request. It ends with the request.
+/// Everything that one guest has while it answers one request. It ends with the request, or is set back after it
+/// (`guest/instance.rs`).
 pub(crate) struct State {
     pub(crate) wasi: WasiCtx,
     pub(crate) http: WasiHttpCtx,
     pub(crate) table: ResourceTable,
     pub(crate) outbound: outbound::Hooks,
+    pub(crate) log: Arc<logs::Log>,
     pub(crate) memory: Memory,
     pub(crate) grants: Arc<Grants>,
 }
@@ -106,6 +108,7 @@ pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use selvage_config::Limits;
+    use selvage_config::app::isolation::Isolation;
     use selvage_config::node::Egress as EgressOptions;
 
     use super::*;
@@ -126,6 +129,7 @@ pub(crate) mod tests {
             app: "test".parse().unwrap(),
             component: "guest".parse().unwrap(),
             limits: Limits::default(),
+            isolation: Isolation::Fresh,
             variables: BTreeMap::from([("greeting".to_owned(), "Moin".to_owned())]),
             environment: BTreeMap::new(),
             files: None,
@@ -136,10 +140,11 @@ pub(crate) mod tests {
         });
         let log = logs::Log::new(grants.app.clone(), grants.component.clone(), 0);
         let state = State {
-            wasi: wasi::context(&grants, &log).unwrap(),
+            wasi: wasi::context(&Default::default(), &grants.environment, &log),
             http: WasiHttpCtx::new(),
             table: ResourceTable::new(),
             outbound: outbound::Hooks::new(Arc::clone(&grants)),
+            log,
             memory: Memory::new(0, Arc::new(Outcome::default())),
             grants,
         };

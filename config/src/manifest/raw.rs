@@ -6,6 +6,7 @@ use serde::Deserialize;
 use toml::{Spanned, Value};
 
 use crate::app::StaticResponse;
+use crate::app::isolation::Reuse;
 use crate::app::jwt::Algorithm;
 use crate::limits::Limits;
 
@@ -83,6 +84,8 @@ pub(super) struct ComponentRules {
     #[serde(default)]
     pub(super) jwt_exempt: Vec<Spanned<String>>,
     pub(super) limits: Option<Spanned<Limits>>,
+    pub(super) isolation: Option<Spanned<String>>,
+    pub(super) reuse: Option<Spanned<Reuse>>,
 }
 
 #[derive(Debug, Deserialize)]

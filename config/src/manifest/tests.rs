@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::Manifest;
+use crate::app::isolation::{Isolation, Reuse};
 use crate::app::route::Pattern;
 use crate::invalid::{Invalid, Place};
 
@@ -105,6 +106,14 @@ fn each_mistake_is_told_with_its_line_and_field() {
         ),
         ("default = \"hi\"", "required = false", 21, "variables.greeting"),
         ("cpu_ms = 20", "cpu_ms = 0", 51, "component.gate.tool.selvage.limits.cpu_ms"),
+        ("limits = { cpu_ms = 20 }", "isolation = \"shared\"", 51, "component.gate.tool.selvage.isolation"),
+        ("limits = { cpu_ms = 20 }", "reuse = { idle_ms = 5 }", 51, "component.gate.tool.selvage.reuse"),
+        (
+            "limits = { cpu_ms = 20 }",
+            "isolation = \"reuse\"\nreuse = { requests_max = 0 }",
+            52,
+            "component.gate.tool.selvage.reuse.requests_max",
+        ),
         ("gate.example\"]", "Gate.example\"]", 9, "application.tool.selvage.hosts"),
         ("source = \"gate.wasm\"", "source = { url = \"https://x\", digest = \"d\" }", 37, "component.gate.source"),
         ("key_value_stores", "sqlite_databases", 39, "component.gate.sqlite_databases"),
@@ -112,6 +121,17 @@ fn each_mistake_is_told_with_its_line_and_field() {
         let place = only_place(&GOOD.replacen(from, to, 1));
         assert_eq!((place.line, place.field.as_str()), (Some(line), field), "{to}: {place:?}");
     }
+}
+
+#[test]
+fn requests_share_nothing_unless_the_author_says_so() {
+    let isolation = |text: &str| parse(text).unwrap().components.values().next().unwrap().isolation;
+    let with = |rules: &str| GOOD.replacen("limits = { cpu_ms = 20 }", rules, 1);
+    assert_eq!(isolation(GOOD), Isolation::Fresh);
+    assert_eq!(isolation(&with("isolation = \"fresh\"")), Isolation::Fresh);
+    assert_eq!(isolation(&with("isolation = \"reuse\"")), Isolation::Reuse(Reuse::default()));
+    let bounded = with("isolation = \"reuse\"\nreuse = { idle_ms = 5 }");
+    assert_eq!(isolation(&bounded), Isolation::Reuse(Reuse { idle_ms: 5, ..Reuse::default() }));
 }
 
 #[test]

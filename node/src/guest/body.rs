@@ -14,6 +14,7 @@ use tokio::time::Sleep;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::outcome::Outcome;
+use super::parting::Parting;
 use crate::fault::GuestFault;
 use crate::request::{Body, BodyError};
 
@@ -35,6 +36,12 @@ impl Bounded {
         self.body = None;
         self.outcome.refuse_body();
         Error::HttpRequestBodySize(Some(self.max))
+    }
+}
+
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        self.outcome.end_body();
     }
 }
 
@@ -126,6 +133,8 @@ pub(super) struct Answer {
     pub(super) rest: Option<WasiBody>,
     pub(super) outcome: Arc<Outcome>,
     pub(super) guest: Option<Running>,
+    /// Who waits for the end of this body, if the instance may answer another request.
+    pub(super) parting: Option<Arc<Parting>>,
     /// Bytes still to come, if the head says how many.
     pub(super) promised: Option<u64>,
     pub(super) deadline: Instant,
@@ -137,11 +146,15 @@ impl Answer {
         if let Some(guest) = &mut self.guest {
             guest.complete = true;
         }
+        if let Some(parting) = self.parting.take() {
+            parting.body_ended();
+        }
     }
 
     fn breaks(&mut self, fault: GuestFault) -> BodyError {
         self.rest = None;
         self.guest = None;
+        self.parting = None;
         let outcome = match self.outcome.end() {
             Some(Err(fault)) => fault.outcome(),
             _ => fault.as_str(),

@@ -25,6 +25,16 @@ impl Memory {
     pub(crate) fn new(limit: u64, outcome: Arc<Outcome>) -> Self {
         Self { limit, used: 0, outcome }
     }
+
+    /// From now on refusals are of another request.
+    pub(super) fn answer_to(&mut self, outcome: Arc<Outcome>) {
+        self.outcome = outcome;
+    }
+
+    /// What the guest has, bytes.
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
 }
 
 impl ResourceLimiter for Memory {

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Sleep;
 
+use super::instance::Instance;
 use super::outcome::Outcome;
 use crate::fault::{Fault, GuestFault};
 
-/// The work of one guest. It settles the [`Outcome`] before it drops its store.
-pub(super) type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// The work of one guest. It settles the [`Outcome`] before it drops its store, or gives the instance back if that may
+/// answer another request.
+pub(super) type Work = Pin<Box<dyn Future<Output = Option<Instance>> + Send>>;
 
 /// A guest's work under its limits.
 ///
@@ -32,26 +34,26 @@ impl Metered {
         Self { work: Some(work), outcome, cpu_left: cpu, deadline, sleep: None }
     }
 
-    fn end(&mut self, fault: GuestFault) -> Poll<()> {
+    fn end(&mut self, fault: GuestFault) -> Poll<Option<Instance>> {
         self.outcome.settle(Err(Fault::Guest(fault)));
         self.work = None;
-        Poll::Ready(())
+        Poll::Ready(None)
     }
 }
 
 impl Future for Metered {
-    type Output = ();
+    type Output = Option<Instance>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Instance>> {
         let me = &mut *self;
         if Instant::now() >= me.deadline {
             return me.end(GuestFault::ExceededWall);
         }
-        let Some(work) = &mut me.work else { return Poll::Ready(()) };
+        let Some(work) = &mut me.work else { return Poll::Ready(None) };
         let before = thread_cpu();
-        if work.as_mut().poll(cx).is_ready() {
+        if let Poll::Ready(instance) = work.as_mut().poll(cx) {
             me.work = None;
-            return Poll::Ready(());
+            return Poll::Ready(instance);
         }
         let spent = thread_cpu().saturating_sub(before);
         match me.cpu_left.checked_sub(spent) {

@@ -13,6 +13,7 @@ use crate::fault::{ClientFault, Fault, GuestFault};
 pub(crate) struct Outcome {
     memory_refused: AtomicBool,
     body_too_large: AtomicBool,
+    body_gone: AtomicBool,
     end: OnceLock<Result<(), Fault>>,
 }
 
@@ -35,6 +36,21 @@ impl Outcome {
     /// Why the request can't be answered, if its body was too large: this beats whatever the guest made of it.
     pub(super) fn body_fault(&self) -> Option<Fault> {
         self.body_too_large.load(Ordering::Relaxed).then_some(Fault::Client(ClientFault::BodyTooLarge))
+    }
+
+    /// Nobody can read the client's body any more.
+    pub(super) fn end_body(&self) {
+        self.body_gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody still can.
+    pub(super) fn holds_body(&self) -> bool {
+        !self.body_gone.load(Ordering::Relaxed)
+    }
+
+    /// Whether the request met a limit that ends an instance, even if the guest made the best of it.
+    pub(super) fn is_excess(&self) -> bool {
+        self.memory_refused.load(Ordering::Relaxed) || self.body_too_large.load(Ordering::Relaxed)
     }
 
     /// Settles how it ended. Only the first word counts.

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use wasmtime::component::Linker;
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
 
 use super::State;
-use super::logs::{Log, Stream};
-use crate::pool::Grants;
+use super::logs::{Log, Name, Stream};
 
 /// Where the files of a component appear to it.
 const FILES_AT: &str = "/";
@@ -31,26 +31,29 @@ pub(super) fn link_p3(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     wasmtime_wasi_http::p3::add_to_linker(linker)
 }
 
-/// What one guest sees of the world.
+/// The files of a component, opened once: no request waits for the disk to begin.
 ///
 /// # Errors
-/// The directory of its files can't be opened.
-pub(crate) fn context(grants: &Grants, log: &Arc<Log>) -> wasmtime::Result<WasiCtx> {
-    built(grants.files.as_deref(), &grants.environment, log)
+/// The directory can't be opened.
+pub(crate) fn files(directory: Option<&Path>) -> wasmtime::Result<WasiFilesystemCtx> {
+    let Some(directory) = directory else { return Ok(WasiFilesystemCtx::default()) };
+    let mut builder = WasiCtxBuilder::new();
+    builder.preopened_dir(directory, FILES_AT, FsPerms::ReadOnly)?;
+    Ok(std::mem::take(builder.build().filesystem()))
 }
 
-fn built(files: Option<&Path>, environment: &BTreeMap<String, String>, log: &Arc<Log>) -> wasmtime::Result<WasiCtx> {
+/// What one guest sees of the world.
+pub(crate) fn context(files: &WasiFilesystemCtx, environment: &BTreeMap<String, String>, log: &Arc<Log>) -> WasiCtx {
     let mut builder = WasiCtxBuilder::new();
-    builder.stdout(Stream::new(log, "stdout")).stderr(Stream::new(log, "stderr"));
+    builder.stdout(Stream::new(log, Name::Stdout)).stderr(Stream::new(log, Name::Stderr));
     builder.allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false);
     builder.max_random_size(RANDOM_BYTES_MAX);
     for (name, value) in environment {
         builder.env(name, value);
     }
-    if let Some(files) = files {
-        builder.preopened_dir(files, FILES_AT, FsPerms::ReadOnly)?;
-    }
-    Ok(builder.build())
+    let mut context = builder.build();
+    *context.filesystem() = files.clone();
+    context
 }
 
 #[cfg(test)]
@@ -81,7 +84,8 @@ mod tests {
         std::fs::write(dir.path().join("secret"), "secret").unwrap();
         let (mut state, _kv) = state(&[]).await;
         let log = Log::new(state.grants.app.clone(), state.grants.component.clone(), 0);
-        state.wasi = built(Some(&dir.path().join("files")), &BTreeMap::new(), &log).unwrap();
+        let files = files(Some(&dir.path().join("files"))).unwrap();
+        state.wasi = context(&files, &BTreeMap::new(), &log);
         let (none, read) = (OpenFlags::empty(), DescriptorFlags::READ);
         assert_eq!(open(&mut state, "page.html", none, read).await, Some(b"text".to_vec()));
         assert_eq!(open(&mut state, "../secret", none, read).await, None);

@@ -1,10 +1,10 @@
-//! Guests, each in a fresh instance, under their limits and with what they were granted.
+//! Guests under their limits and with what they were granted, fresh or used again.
 
 mod activation;
 mod generation3;
 mod granted;
-mod hostile;
 mod limits;
+mod reuse;
 mod streams;
 
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use selvage_config::app::App;
+use selvage_config::app::isolation::Isolation;
 use selvage_config::node::Egress as EgressOptions;
 use selvage_config::{Digest, Limits};
 use selvage_node::engine::{EngineOptions, Engines};
@@ -78,6 +79,7 @@ impl Guest {
             app: "test".parse().unwrap(),
             component: "guest".parse().unwrap(),
             limits: Limits::default(),
+            isolation: Isolation::Fresh,
             variables: BTreeMap::new(),
             environment: BTreeMap::new(),
             files: None,

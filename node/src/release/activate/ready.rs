@@ -175,6 +175,7 @@ fn grants(
         app: app.name.clone(),
         component: name.clone(),
         limits: component.limits.capped(&base.limits_cap),
+        isolation: component.isolation,
         variables: variables.collect::<Result<_, TemplateError>>()?,
         environment,
         files: files(base, verified, name, component)?,

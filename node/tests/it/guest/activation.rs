@@ -95,3 +95,15 @@ fn bytes_that_are_no_code_are_refused() {
     broken.truncate(broken.len() / 2);
     assert!(matches!(compiled(&CACHE, broken.into()), Err(CompileError::Read(_))));
 }
+
+#[tokio::test]
+async fn files_that_are_not_there_fail_at_activation() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "no directory").unwrap();
+    for name in ["nothing", "file"] {
+        let path = dir.path().join(name);
+        let guest = Guest::new("hello.wat").await.with(|grants| grants.files = Some(path.clone()));
+        let refused = guest.activate().map(drop).unwrap_err();
+        assert!(matches!(&refused, ActivateError::Files { path: told, .. } if *told == path), "{refused:?}");
+    }
+}

@@ -1,0 +1,130 @@
+//! One instance of a component with its store: made for a request, and kept for the next one if its author chose that.
+
+use std::sync::Arc;
+
+use selvage_config::app::isolation::Reuse;
+use wasmtime::component::ResourceTable;
+use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi::filesystem::Descriptor;
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
+use wasmtime_wasi_http::WasiHttpCtx;
+use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p3::bindings::Service;
+
+use super::bounds::Memory;
+use super::outcome::Outcome;
+use crate::fault::Fault;
+use crate::host::logs::Log;
+use crate::host::outbound::Hooks;
+use crate::host::stores::Store as KeyValueStore;
+use crate::host::{State, wasi};
+use crate::pool::{Grants, Pool, Pre};
+
+/// Bytes that a guest may hand to the host in one call, beyond which it traps.
+const HOSTCALL_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Handles of a guest: bodies, streams, stores.
+const HANDLES_MAX: usize = 10_000;
+/// Fields of one head, bytes as the host keeps them.
+const FIELDS_BYTES_MAX: usize = 128 * 1024;
+
+/// An instance that answers one request at a time.
+pub(crate) struct Instance {
+    pub(super) store: Store<State>,
+    pub(super) exports: Exports,
+    /// Requests that it has answered.
+    answered: u32,
+}
+
+/// How it is called.
+pub(super) enum Exports {
+    P2(Proxy),
+    P3(Service),
+}
+
+impl Instance {
+    /// One that nobody used before.
+    ///
+    /// # Errors
+    /// The guest fails already while it is instantiated, or there is no room for it.
+    pub(super) async fn fresh(pool: &Pool, outcome: &Arc<Outcome>) -> Result<Self, Fault> {
+        let mut store = store(pool, outcome);
+        let exports = match &pool.pre {
+            Pre::P2(pre) => pre.instantiate_async(&mut store).await.map(Exports::P2),
+            Pre::P3(pre) => pre.instantiate_async(&mut store).await.map(Exports::P3),
+        };
+        let exports = exports.map_err(|error| {
+            tell(&pool.grants, &error);
+            outcome.fault(&error)
+        })?;
+        Ok(Self { store, exports, answered: 0 })
+    }
+
+    /// One that answered other requests, for the request of `outcome`.
+    pub(super) fn again(mut self, outcome: &Arc<Outcome>) -> Self {
+        self.store.data_mut().memory.answer_to(Arc::clone(outcome));
+        self.store.set_epoch_deadline(1);
+        self
+    }
+
+    /// This instance after a request that ended well, if it may answer another. Its memory is the guest's affair; what
+    /// the host held for the request is gone.
+    pub(super) fn rested(mut self, reuse: &Reuse, outcome: &Outcome) -> Option<Self> {
+        self.answered += 1;
+        let state = self.store.data_mut();
+        let is_spent = self.answered >= reuse.requests_max || state.memory.used() > reuse.memory_bytes_max;
+        if is_spent
+            || outcome.is_excess()
+            || outcome.holds_body()
+            || !state.table.iter_mut().all(|entry| outlives_requests(entry))
+        {
+            return None;
+        }
+        state.log.renew(state.grants.limits.log_bytes);
+        state.outbound = Hooks::new(Arc::clone(&state.grants));
+        Some(self)
+    }
+}
+
+/// Whether a handle is of the component, not of a request. A stream of a body counts only together with its body, and
+/// that is not among these; what is not known here belongs to the request.
+fn outlives_requests(entry: &dyn std::any::Any) -> bool {
+    entry.is::<DynInputStream>()
+        || entry.is::<DynOutputStream>()
+        || entry.is::<DynPollable>()
+        || entry.is::<Descriptor>()
+        || entry.is::<KeyValueStore>()
+}
+
+/// A store with nothing in it but what the grants say.
+fn store(pool: &Pool, outcome: &Arc<Outcome>) -> Store<State> {
+    let grants: &Arc<Grants> = &pool.grants;
+    let log = Log::new(grants.app.clone(), grants.component.clone(), grants.limits.log_bytes);
+    let mut http = WasiHttpCtx::new();
+    http.set_field_size_limit(FIELDS_BYTES_MAX);
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(HANDLES_MAX);
+    let state = State {
+        wasi: wasi::context(&pool.files, &grants.environment, &log),
+        http,
+        table,
+        outbound: Hooks::new(Arc::clone(grants)),
+        log,
+        memory: Memory::new(grants.limits.memory_bytes, Arc::clone(outcome)),
+        grants: Arc::clone(grants),
+    };
+    let mut store = Store::new(&pool.engine, state);
+    store.limiter(|state| &mut state.memory);
+    store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+    store.set_max_component_handles(HANDLES_MAX);
+    store.set_epoch_deadline(1);
+    // At each tick the guest steps back behind all other work of its thread. It never traps here: whoever polls it
+    // looks at its time and drops it.
+    store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
+    store
+}
+
+/// What the engine says of a guest that failed, for the app's author.
+pub(super) fn tell(grants: &Grants, error: &wasmtime::Error) {
+    let (app, component) = (&grants.app, &grants.component);
+    tracing::info!(target: "guest", %app, %component, error = format!("{error:#}"), "guest ended with an error");
+}

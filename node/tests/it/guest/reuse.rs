@@ -1,0 +1,242 @@
+//! Instances that answer more than one request: what stays, what does not, and what ends them.
+//!
+//! `counter.wat` answers with how many requests its instance has had: "1" is an instance that nobody used before.
+
+use futures_util::StreamExt;
+use selvage_config::app::isolation::Reuse;
+use selvage_node::fault::GuestFault;
+use selvage_node::request::BodyError;
+
+use super::*;
+
+/// Longer than any test: no instance here ends by itself.
+const NEVER_MS: u64 = 60_000;
+
+async fn reused(name: &str, change: impl FnOnce(&mut Reuse)) -> Guest {
+    let mut reuse = Reuse { idle_ms: NEVER_MS, ..Reuse::default() };
+    change(&mut reuse);
+    Guest::new(name).await.with(|grants| grants.isolation = Isolation::Reuse(reuse))
+}
+
+async fn counter() -> Active {
+    reused("counter.wat", |_| {}).await.activate().unwrap()
+}
+
+impl Active {
+    async fn count(&self, path: &str) -> String {
+        told(self.get(path).await.unwrap()).await.1
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_instance_knows_nothing_of_other_requests() {
+    let guest = Guest::new("counter.wat").await.activate().unwrap();
+    for _ in 0..3 {
+        assert_eq!(guest.count("/").await, "1");
+    }
+    assert_eq!(guest.pool.idle(), 0);
+}
+
+#[tokio::test]
+async fn an_instance_answers_one_request_after_another() {
+    let guest = counter().await;
+    for count in ["1", "2", "3"] {
+        assert_eq!(guest.count("/").await, count);
+        assert_eq!(guest.pool.idle(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_real_guest_of_each_generation_is_used_again() {
+    for name in ["hello", "hello-p3"] {
+        let guest = reused(name, |_| {}).await.activate().unwrap();
+        for _ in 0..3 {
+            assert_eq!(guest.ask("GET", "/", "").await, (200, "Hello from Selvage\n".into()), "{name}");
+            assert_eq!(guest.pool.idle(), 1, "{name}");
+            assert_eq!(guest.ask("POST", "/echo", "come back").await, (200, "come back".into()), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_requests_at_a_time_have_two_instances() {
+    let guest = counter().await;
+    let busy = guest.get("/s").await.unwrap();
+    assert_eq!(guest.count("/").await, "1");
+    assert_eq!(guest.count("/").await, "2");
+    drop(busy);
+    assert_eq!(guest.count("/").await, "3");
+}
+
+#[tokio::test]
+async fn instances_of_a_crowd_are_never_shared() {
+    let guest = counter().await;
+    for round in ["1", "2"] {
+        // All are held at once before any is read, so none can be given back in between.
+        let held = futures_util::future::join_all((0..4).map(|_| guest.get("/l"))).await;
+        let mut ends = Vec::new();
+        for response in held {
+            ends.push(told(response.unwrap()).await.1.trim_start_matches('\0').to_owned());
+        }
+        assert_eq!(ends, [round; 4]);
+        settled(&guest, 4).await;
+    }
+}
+
+/// Waits until every guest is done: the last lease of all is free only then.
+async fn settled(guest: &Active, idle: usize) {
+    for _ in 0..1_000 {
+        if guest.pool.idle() == idle {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("{} instances wait, not {idle}", guest.pool.idle());
+}
+
+#[tokio::test]
+async fn after_a_fault_the_next_request_has_a_new_instance() {
+    let limits = |limits: &mut Limits| {
+        limits.cpu_ms = 200;
+        limits.memory_bytes = 8 << 20;
+    };
+    for (path, fault) in [("/t", GuestFault::Trap), ("/b", GuestFault::ExceededCpu), ("/u", GuestFault::BadResponse)] {
+        let guest = reused("counter.wat", |_| {}).await.limits(limits).activate().unwrap();
+        assert_eq!(guest.count("/").await, "1");
+        assert_eq!(guest.get(path).await.unwrap_err(), Fault::Guest(fault), "{path}");
+        assert_eq!(guest.pool.idle(), 0, "{path}");
+        assert_eq!(guest.count("/").await, "1", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_wall_timeout_ends_the_instance() {
+    let guest = reused("counter.wat", |_| {}).await.limits(|limits| {
+        limits.wall_ms = 300;
+        limits.concurrent_requests = 1;
+    });
+    let guest = guest.activate().unwrap();
+    assert_eq!(guest.count("/").await, "1");
+    let unread = guest.get("/s").await.unwrap();
+    // Nobody reads; the only lease is free again as soon as the guest is stopped.
+    let next = guest.pool.lease(Instant::now() + PATIENCE).await.unwrap();
+    let mut chunks = unread.into_body().into_data_stream();
+    let end = loop {
+        match chunks.next().await.expect("an endless body does not end") {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(end, BodyError::Guest { outcome: "exceeded-wall" }), "{end:?}");
+    drop(next);
+    assert_eq!(guest.count("/").await, "1");
+}
+
+#[tokio::test]
+async fn who_was_refused_memory_answers_no_other_request() {
+    let limits = |limits: &mut Limits| limits.memory_bytes = 8 << 20;
+    let guest = reused("counter.wat", |_| {}).await.limits(limits).activate().unwrap();
+    assert_eq!(guest.count("/").await, "1");
+    assert_eq!(guest.count("/h").await, "2", "the guest got over the refusal");
+    assert_eq!(guest.count("/").await, "1");
+}
+
+#[tokio::test]
+async fn a_fault_harms_no_request_beside_it() {
+    let guest = counter().await;
+    let beside = guest.get("/l").await.unwrap();
+    assert_eq!(guest.get("/t").await.unwrap_err(), Fault::Guest(GuestFault::Trap));
+    let (status, text) = told(beside).await;
+    assert_eq!((status, text.trim_start_matches('\0')), (200, "1"));
+    settled(&guest, 1).await;
+    assert_eq!(guest.count("/").await, "2");
+}
+
+#[tokio::test]
+async fn an_instance_ends_after_its_last_request() {
+    let guest = reused("counter.wat", |reuse| reuse.requests_max = 2).await.activate().unwrap();
+    for count in ["1", "2", "1", "2", "1"] {
+        assert_eq!(guest.count("/").await, count);
+    }
+}
+
+#[tokio::test]
+async fn an_instance_with_too_much_memory_ends() {
+    let guest = reused("counter.wat", |reuse| reuse.memory_bytes_max = 3 << 20).await.activate().unwrap();
+    // 2 MiB more than it began with is below the mark, 4 MiB is not.
+    for (path, count) in [("/g", "1"), ("/", "2"), ("/g", "3"), ("/", "1")] {
+        assert_eq!(guest.count(path).await, count, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_holds_on_to_a_request_ends() {
+    let guest = counter().await;
+    for (path, count) in [("/", "1"), ("/k", "2"), ("/", "1")] {
+        assert_eq!(guest.count(path).await, count, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_body_ends_the_instance() {
+    let guest = reused("counter.wat", |_| {}).await.limits(|limits| limits.concurrent_requests = 1);
+    let guest = guest.activate().unwrap();
+    assert_eq!(guest.count("/").await, "1");
+    let mut frames = guest.get("/s").await.unwrap().into_body().into_data_stream();
+    assert!(frames.next().await.unwrap().is_ok());
+    drop(frames);
+    assert_eq!(guest.count("/").await, "1");
+}
+
+#[tokio::test]
+async fn a_body_that_is_read_to_its_end_gives_the_instance_back() {
+    let guest = reused("counter.wat", |_| {}).await.limits(|limits| limits.concurrent_requests = 1);
+    let guest = guest.activate().unwrap();
+    for count in ["1", "2", "3"] {
+        let (_, text) = told(guest.get("/l").await.unwrap()).await;
+        assert_eq!((text.len(), text.trim_start_matches('\0')), (64 * 4096 + 1, count));
+    }
+}
+
+#[tokio::test]
+async fn each_request_has_its_own_outbound_budget() {
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = origin.local_addr().unwrap();
+    // Nobody answers there: refused connections (906) count all the same.
+    drop(origin);
+    let guest = reused("outbound.wat", |_| {}).await.limits(|limits| limits.outbound_requests = 1);
+    let guest = guest.with(|grants| {
+        grants.outbound = vec![format!("http://{address}").parse().unwrap()];
+        let options = EgressOptions { private_networks: true, roots: Vec::new() };
+        grants.egress = Arc::new(Egress::new(&options).unwrap());
+    });
+    let guest = guest.activate().unwrap();
+    for _ in 0..3 {
+        assert_eq!(guest.get(&format!("/{address}")).await.unwrap().status(), 906);
+        assert_eq!(guest.pool.idle(), 1, "it is the same instance each time");
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_nobody_needs_ends() {
+    let guest = counter().await;
+    assert_eq!(guest.count("/").await, "1");
+    let now = Instant::now();
+    assert!(guest.pool.expire(now), "it has not waited long");
+    assert_eq!(guest.count("/").await, "2");
+    assert!(!guest.pool.expire(now + Duration::from_millis(2 * NEVER_MS)));
+    assert_eq!(guest.pool.idle(), 0);
+    assert_eq!(guest.count("/").await, "1");
+}
+
+#[tokio::test]
+async fn the_pool_itself_ends_instances_that_nobody_needs() {
+    let guest = reused("counter.wat", |reuse| reuse.idle_ms = 1).await.activate().unwrap();
+    guest.count("/").await;
+    let gone = async {
+        while guest.pool.idle() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+}
