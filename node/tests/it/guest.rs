@@ -3,6 +3,7 @@
 mod activation;
 mod generation3;
 mod granted;
+mod hostile;
 mod limits;
 mod reuse;
 mod streams;
