@@ -168,7 +168,8 @@ fn told(fault: &Fault) -> anyhow::Error {
 }
 
 async fn whole(response: Response) -> anyhow::Result<()> {
-    ensure!(response.status() == 200, "status {}", response.status());
+    let outcome = response.headers().get("selvage-outcome");
+    ensure!(response.status() == 200, "status {}, outcome {outcome:?}", response.status());
     let body = response.into_body().collect().await?.to_bytes();
     ensure!(!body.is_empty(), "an empty body");
     Ok(())
