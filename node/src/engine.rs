@@ -25,8 +25,9 @@ const WAITING_SHARE: u32 = 2;
 const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
 /// Core instances for each component instance, on average.
 const CORE_INSTANCES_AVERAGE: u32 = 8;
-/// Linear memories for each component instance, on average. Nearly all have one.
-const MEMORIES_AVERAGE: u32 = 1;
+/// Linear memories that a component may have. Nearly all have one; with a place for each, nobody takes another's. Each
+/// place is 4 GiB of address space, so a third one would not fit several nodes into one process.
+const MEMORIES_PER_COMPONENT: u32 = 2;
 /// Tables for each component instance, on average: its own, the adapter and the shims.
 const TABLES_AVERAGE: u32 = 4;
 /// Tables that one core module may have.
@@ -187,7 +188,8 @@ fn pools(options: &EngineOptions) -> PoolingAllocationConfig {
     let instances = options.instances.max(1);
     pools.total_component_instances(instances);
     pools.total_core_instances(instances.saturating_mul(CORE_INSTANCES_AVERAGE));
-    pools.total_memories(instances.saturating_mul(MEMORIES_AVERAGE));
+    pools.total_memories(instances.saturating_mul(MEMORIES_PER_COMPONENT));
+    pools.max_memories_per_component(MEMORIES_PER_COMPONENT);
     pools.total_tables(instances.saturating_mul(TABLES_AVERAGE));
     pools.total_stacks(instances);
     pools.total_gc_heaps(GC_HEAPS.min(instances));

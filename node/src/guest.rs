@@ -47,10 +47,12 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
     // Here, not in a task of its own: most guests are done before they ever wait.
     let (head, ended) = poll_fn(|cx| {
         let ended = Pin::new(&mut guest).poll(cx);
-        match (Pin::new(&mut head).poll(cx), ended) {
-            (Poll::Ready(Ok(head)), ended) => Poll::Ready((Some(head), ended)),
-            (_, ended @ Poll::Ready(_)) => Poll::Ready((None, ended)),
-            _ => Poll::Pending,
+        // The head is set within that poll or not at all, so nobody need be woken; and to poll the channel would say
+        // "not yet" of a head that is there, once the task has used up its budget.
+        match (head.try_recv(), ended) {
+            (Ok(head), ended) => Poll::Ready((Some(head), ended)),
+            (Err(_), ended @ Poll::Ready(_)) => Poll::Ready((None, ended)),
+            (Err(_), Poll::Pending) => Poll::Pending,
         }
     })
     .await;

@@ -23,7 +23,9 @@ use crate::pool::{Grants, Pool, Pre};
 /// Bytes that a guest may hand to the host in one call, beyond which it traps.
 const HOSTCALL_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Handles of a guest: bodies, streams, stores.
-const HANDLES_MAX: usize = 10_000;
+const HANDLES_MAX: usize = 1_000;
+/// Handles of a guest that has files: each open file is a descriptor of the node.
+const HANDLES_WITH_FILES_MAX: usize = 256;
 /// Fields of one head, bytes as the host keeps them.
 const FIELDS_BYTES_MAX: usize = 128 * 1024;
 
@@ -102,7 +104,8 @@ fn store(pool: &Pool, outcome: &Arc<Outcome>) -> Store<State> {
     let mut http = WasiHttpCtx::new();
     http.set_field_size_limit(FIELDS_BYTES_MAX);
     let mut table = ResourceTable::new();
-    table.set_max_capacity(HANDLES_MAX);
+    let handles = if grants.files.is_some() { HANDLES_WITH_FILES_MAX } else { HANDLES_MAX };
+    table.set_max_capacity(handles);
     let state = State {
         wasi: wasi::context(&pool.files, &grants.environment, &log),
         http,
@@ -127,4 +130,43 @@ fn store(pool: &Pool, outcome: &Arc<Outcome>) -> Store<State> {
 pub(super) fn tell(grants: &Grants, error: &wasmtime::Error) {
     let (app, component) = (&grants.app, &grants.component);
     tracing::info!(target: "guest", %app, %component, error = format!("{error:#}"), "guest ended with an error");
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime_wasi::cli::WasiCliView;
+    use wasmtime_wasi::filesystem::WasiFilesystemView;
+    use wasmtime_wasi::p2::bindings::cli::stdout::Host as _;
+    use wasmtime_wasi::p2::bindings::filesystem::preopens::Host as _;
+    use wasmtime_wasi_http::WasiHttpView;
+    use wasmtime_wasi_http::p2::bindings::http::types::{HostFields, Scheme};
+
+    use super::*;
+    use crate::host::tests::state;
+
+    fn is_clean(state: &mut State) -> bool {
+        state.table.iter_mut().all(|entry| outlives_requests(entry))
+    }
+
+    #[tokio::test]
+    async fn what_toolchains_keep_for_ever_may_stay() {
+        let (mut state, dir) = state(&[]).await;
+        let files = wasi::files(Some(dir.path())).unwrap();
+        state.wasi = wasi::context(&files, &state.grants.environment, &state.log);
+        state.cli().get_stdout().unwrap();
+        assert_eq!(state.filesystem().get_directories().unwrap().len(), 1);
+        assert!(!state.table.is_empty() && is_clean(&mut state));
+    }
+
+    #[tokio::test]
+    async fn what_belongs_to_a_request_may_not_stay() {
+        let (mut with_request, _dir) = state(&[]).await;
+        let request = http::Request::builder().uri("http://test.example/");
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+        with_request.http().new_incoming_request(Scheme::Http, request).unwrap();
+        assert!(!is_clean(&mut with_request));
+        let (mut with_fields, _dir) = state(&[]).await;
+        HostFields::new(&mut with_fields.http()).unwrap();
+        assert!(!is_clean(&mut with_fields));
+    }
 }

@@ -1,4 +1,4 @@
-;; Has twelve memories of 16 MiB each from the start, none of them large alone; traps if it comes to run.
+;; Has two memories of 96 MiB each from the start, neither large alone; traps if it comes to run.
 (component $guest
   (import "wasi:http/types@0.2.0" (instance $http
     (export "incoming-request" (type (sub resource)))
@@ -7,17 +7,7 @@
   (alias export $http "incoming-request" (type $incoming-request))
   (alias export $http "response-outparam" (type $response-outparam))
 
-  (core module $memory-module (memory (export "memory") 256))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
-  (core instance (instantiate $memory-module))
+  (core module $memory-module (memory (export "memory") 1536))
   (core instance (instantiate $memory-module))
   (core instance (instantiate $memory-module))
 

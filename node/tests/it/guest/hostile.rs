@@ -1,6 +1,7 @@
 //! Guests that mean harm: what becomes of each, and that nobody else is the worse for it.
 
 mod crowd;
+mod hoards;
 mod wire;
 
 use std::convert::Infallible;
@@ -98,7 +99,7 @@ async fn each_hostile_guest_ends_with_its_fault_and_its_neighbour_answers() {
 
 #[tokio::test]
 async fn all_memories_of_a_guest_are_one_sum() {
-    // Twelve times 16 MiB: one less is refused, and where they are allowed the guest runs, and traps.
+    // Twice 96 MiB: one less is refused, and where they are allowed the guest runs, and traps.
     for (mebibytes, fault) in [(191, "exceeded-memory"), (192, "trap")] {
         let guest = hostile("memories.wat").await.limits(|limits| limits.memory_bytes = mebibytes << 20);
         assert_eq!(end(&guest.activate().unwrap(), request("GET", "/", empty())).await, fault);

@@ -15,11 +15,20 @@ const NEVER_MS: u64 = 60_000;
 async fn reused(name: &str, change: impl FnOnce(&mut Reuse)) -> Guest {
     let mut reuse = Reuse { idle_ms: NEVER_MS, ..Reuse::default() };
     change(&mut reuse);
-    Guest::new(name).await.with(|grants| grants.isolation = Isolation::Reuse(reuse))
+    // One at a time: the next request waits until the guest of the last one is done, however late that is after its
+    // answer's end.
+    let guest = Guest::new(name).await.limits(|limits| limits.concurrent_requests = 1);
+    guest.with(|grants| grants.isolation = Isolation::Reuse(reuse))
 }
 
 async fn counter() -> Active {
     reused("counter.wat", |_| {}).await.activate().unwrap()
+}
+
+/// A counter for as many requests at once.
+async fn counters(concurrent_requests: u32) -> Active {
+    let guest = reused("counter.wat", |_| {}).await;
+    guest.limits(|limits| limits.concurrent_requests = concurrent_requests).activate().unwrap()
 }
 
 impl Active {
@@ -42,7 +51,7 @@ async fn an_instance_answers_one_request_after_another() {
     let guest = counter().await;
     for count in ["1", "2", "3"] {
         assert_eq!(guest.count("/").await, count);
-        assert_eq!(guest.pool.idle(), 1);
+        settled(&guest, 1).await;
     }
 }
 
@@ -52,7 +61,7 @@ async fn a_real_guest_of_each_generation_is_used_again() {
         let guest = reused(name, |_| {}).await.activate().unwrap();
         for _ in 0..3 {
             assert_eq!(guest.ask("GET", "/", "").await, (200, "Hello from Selvage\n".into()), "{name}");
-            assert_eq!(guest.pool.idle(), 1, "{name}");
+            settled(&guest, 1).await;
             assert_eq!(guest.ask("POST", "/echo", "come back").await, (200, "come back".into()), "{name}");
         }
     }
@@ -60,17 +69,18 @@ async fn a_real_guest_of_each_generation_is_used_again() {
 
 #[tokio::test]
 async fn two_requests_at_a_time_have_two_instances() {
-    let guest = counter().await;
+    let guest = counters(2).await;
     let busy = guest.get("/s").await.unwrap();
     assert_eq!(guest.count("/").await, "1");
     assert_eq!(guest.count("/").await, "2");
+    settled(&guest, 1).await;
     drop(busy);
     assert_eq!(guest.count("/").await, "3");
 }
 
 #[tokio::test]
 async fn instances_of_a_crowd_are_never_shared() {
-    let guest = counter().await;
+    let guest = counters(4).await;
     for round in ["1", "2"] {
         // All are held at once before any is read, so none can be given back in between.
         let held = futures_util::future::join_all((0..4).map(|_| guest.get("/l"))).await;
@@ -83,7 +93,7 @@ async fn instances_of_a_crowd_are_never_shared() {
     }
 }
 
-/// Waits until every guest is done: the last lease of all is free only then.
+/// Lets the guests come to their ends until so many instances wait.
 async fn settled(guest: &Active, idle: usize) {
     for _ in 0..1_000 {
         if guest.pool.idle() == idle {
@@ -100,7 +110,7 @@ async fn after_a_fault_the_next_request_has_a_new_instance() {
         limits.cpu_ms = 200;
         limits.memory_bytes = 8 << 20;
     };
-    for (path, fault) in [("/t", GuestFault::Trap), ("/b", GuestFault::ExceededCpu), ("/u", GuestFault::BadResponse)] {
+    for (path, fault) in [("/t", GuestFault::Trap), ("/b", GuestFault::ExceededCpu)] {
         let guest = reused("counter.wat", |_| {}).await.limits(limits).activate().unwrap();
         assert_eq!(guest.count("/").await, "1");
         assert_eq!(guest.get(path).await.unwrap_err(), Fault::Guest(fault), "{path}");
@@ -110,12 +120,20 @@ async fn after_a_fault_the_next_request_has_a_new_instance() {
 }
 
 #[tokio::test]
+async fn an_answer_that_was_not_finished_ends_the_instance() {
+    let guest = counter().await;
+    assert_eq!(guest.count("/").await, "1");
+    // A fault, or if the guest was interrupted after its head, a body that breaks off.
+    match guest.get("/u").await {
+        Err(fault) => assert_eq!(fault, Fault::Guest(GuestFault::BadResponse)),
+        Ok(response) => assert!(response.into_body().collect().await.is_err()),
+    }
+    assert_eq!(guest.count("/").await, "1");
+}
+
+#[tokio::test]
 async fn a_wall_timeout_ends_the_instance() {
-    let guest = reused("counter.wat", |_| {}).await.limits(|limits| {
-        limits.wall_ms = 300;
-        limits.concurrent_requests = 1;
-    });
-    let guest = guest.activate().unwrap();
+    let guest = reused("counter.wat", |_| {}).await.limits(|limits| limits.wall_ms = 300).activate().unwrap();
     assert_eq!(guest.count("/").await, "1");
     let unread = guest.get("/s").await.unwrap();
     // Nobody reads; the only lease is free again as soon as the guest is stopped.
@@ -143,7 +161,7 @@ async fn who_was_refused_memory_answers_no_other_request() {
 
 #[tokio::test]
 async fn a_fault_harms_no_request_beside_it() {
-    let guest = counter().await;
+    let guest = counters(2).await;
     let beside = guest.get("/l").await.unwrap();
     assert_eq!(guest.get("/t").await.unwrap_err(), Fault::Guest(GuestFault::Trap));
     let (status, text) = told(beside).await;
@@ -179,8 +197,7 @@ async fn an_instance_that_holds_on_to_a_request_ends() {
 
 #[tokio::test]
 async fn a_client_that_leaves_in_the_body_ends_the_instance() {
-    let guest = reused("counter.wat", |_| {}).await.limits(|limits| limits.concurrent_requests = 1);
-    let guest = guest.activate().unwrap();
+    let guest = counter().await;
     assert_eq!(guest.count("/").await, "1");
     let mut frames = guest.get("/s").await.unwrap().into_body().into_data_stream();
     assert!(frames.next().await.unwrap().is_ok());
@@ -190,8 +207,7 @@ async fn a_client_that_leaves_in_the_body_ends_the_instance() {
 
 #[tokio::test]
 async fn a_body_that_is_read_to_its_end_gives_the_instance_back() {
-    let guest = reused("counter.wat", |_| {}).await.limits(|limits| limits.concurrent_requests = 1);
-    let guest = guest.activate().unwrap();
+    let guest = counter().await;
     for count in ["1", "2", "3"] {
         let (_, text) = told(guest.get("/l").await.unwrap()).await;
         assert_eq!((text.len(), text.trim_start_matches('\0')), (64 * 4096 + 1, count));
@@ -213,7 +229,8 @@ async fn each_request_has_its_own_outbound_budget() {
     let guest = guest.activate().unwrap();
     for _ in 0..3 {
         assert_eq!(guest.get(&format!("/{address}")).await.unwrap().status(), 906);
-        assert_eq!(guest.pool.idle(), 1, "it is the same instance each time");
+        // It is the same instance each time.
+        settled(&guest, 1).await;
     }
 }
 
@@ -221,9 +238,11 @@ async fn each_request_has_its_own_outbound_budget() {
 async fn an_instance_that_nobody_needs_ends() {
     let guest = counter().await;
     assert_eq!(guest.count("/").await, "1");
+    settled(&guest, 1).await;
     let now = Instant::now();
     assert!(guest.pool.expire(now), "it has not waited long");
     assert_eq!(guest.count("/").await, "2");
+    settled(&guest, 1).await;
     assert!(!guest.pool.expire(now + Duration::from_millis(2 * NEVER_MS)));
     assert_eq!(guest.pool.idle(), 0);
     assert_eq!(guest.count("/").await, "1");
