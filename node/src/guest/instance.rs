@@ -170,3 +170,42 @@ mod tests {
         assert!(!is_clean(&mut with_fields));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wasmtime_wasi::cli::WasiCliView;
+    use wasmtime_wasi::filesystem::WasiFilesystemView;
+    use wasmtime_wasi::p2::bindings::cli::stdout::Host as _;
+    use wasmtime_wasi::p2::bindings::filesystem::preopens::Host as _;
+    use wasmtime_wasi_http::WasiHttpView;
+    use wasmtime_wasi_http::p2::bindings::http::types::{HostFields, Scheme};
+
+    use super::*;
+    use crate::host::tests::state;
+
+    fn is_clean(state: &mut State) -> bool {
+        state.table.iter_mut().all(|entry| outlives_requests(entry))
+    }
+
+    #[tokio::test]
+    async fn what_toolchains_keep_for_ever_may_stay() {
+        let (mut state, dir) = state(&[]).await;
+        let files = wasi::files(Some(dir.path())).unwrap();
+        state.wasi = wasi::context(&files, &state.grants.environment, &state.log);
+        state.cli().get_stdout().unwrap();
+        assert_eq!(state.filesystem().get_directories().unwrap().len(), 1);
+        assert!(!state.table.is_empty() && is_clean(&mut state));
+    }
+
+    #[tokio::test]
+    async fn what_belongs_to_a_request_may_not_stay() {
+        let (mut with_request, _dir) = state(&[]).await;
+        let request = http::Request::builder().uri("http://test.example/");
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+        with_request.http().new_incoming_request(Scheme::Http, request).unwrap();
+        assert!(!is_clean(&mut with_request));
+        let (mut with_fields, _dir) = state(&[]).await;
+        HostFields::new(&mut with_fields.http()).unwrap();
+        assert!(!is_clean(&mut with_fields));
+    }
+}
