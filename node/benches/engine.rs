@@ -123,7 +123,7 @@ impl Series {
     fn tell(&self, name: &str, more: &str) {
         let (mean, p50, p99) = (self.mean.median(), self.p50.median(), self.p99.median());
         let doubt = self.p50.doubt();
-        say(format_args!("  {name:<46} p50 {p50:>9.2}  p99 {p99:>9.2}  mean {mean:>9.2}  {more}{doubt}"));
+        say(format_args!("  {name:<50} p50 {p50:>9.2}  p99 {p99:>9.2}  mean {mean:>9.2}  {more}{doubt}"));
     }
 
     fn over(&self, floor: &Self) -> String {
@@ -142,19 +142,21 @@ async fn warm(guest: &Guest) -> anyhow::Result<()> {
     if !ours.like(&bare) {
         say("  NOT THE SAME CODE: node/benches/bare.rs no longer configures its engine as node/src/engine.rs does");
     }
-    let mut series: [Series; 5] = Default::default();
+    let mut series: [Series; 6] = Default::default();
     for _ in 0..ROUNDS {
-        let [lease, call, serve, floor, instantiate] = &mut series;
+        let [lease, call, again, serve, floor, instantiate] = &mut series;
         lease.round(LEASES, async || ours.lease(LEASES).await).await?;
         call.round(1, async || ours.call().await).await?;
+        again.round(1, async || ours.call_again().await).await?;
         floor.round(1, async || bare.call().await).await?;
         serve.round(1, async || ours.serve().await).await?;
         instantiate.round(1, async || bare.instantiate().await).await?;
     }
-    let [lease, call, serve, floor, instantiate] = &series;
+    let [lease, call, again, serve, floor, instantiate] = &series;
     say(format_args!("{}, {} bytes, GET {}", guest.name, guest.bytes.len(), guest.path));
     lease.tell("lease, given back", "");
     call.tell("lease, fresh instance, call, body, end", &call.over(floor));
+    again.tell("the same, instance used again where it was chosen", &again.over(floor));
     serve.tell("the same through every step of `serve`", &serve.over(floor));
     floor.tell("floor: wasmtime alone, all but the lease", "");
     instantiate.tell("of it: store, instance, end", "");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use http_body_util::BodyExt;
 use selvage_config::app::App;
-use selvage_config::app::isolation::Isolation;
+use selvage_config::app::isolation::{Isolation, Reuse};
 use selvage_config::node::Egress as EgressOptions;
 use selvage_config::{Digest, Limits};
 use selvage_node::engine::{EngineOptions, Engines};
@@ -36,6 +36,7 @@ pub(crate) struct Ours {
     guest: Guest,
     engines: Engines,
     pool: Arc<Pool>,
+    reused: Arc<Pool>,
     parts: Arc<Parts>,
     verified: Verified,
     cache: CompileCache,
@@ -64,13 +65,15 @@ impl Ours {
         let egress = Arc::new(Egress::new(&EgressOptions::default())?);
         let name = "guest".parse()?;
         let compiled = compile(&engines, &cache, &verified.component(&name).context("no such component")?)?;
-        let pool = Pool::new(&engines, &compiled, grants(&kv, &egress)?)?;
+        let pool = Pool::new(&engines, &compiled, grants(&kv, &egress, Isolation::Fresh)?)?;
+        let reuse = Isolation::Reuse(Reuse::default());
+        let reused = Pool::new(&engines, &compiled, grants(&kv, &egress, reuse)?)?;
         let parts = Parts::new("node".parse()?, "here".parse()?, REQUESTS_MAX, Metrics::new());
         let pools = BTreeMap::from([(name, Arc::clone(&pool))]);
         let active = ActiveApp::new(app, None, digest, &pools, &BTreeMap::new())?;
         parts.table.store(Arc::new(Table::alone(Arc::new(active))));
         let (guest, parts) = (guest.clone(), Arc::new(parts));
-        Ok(Self { guest, engines, pool, parts, verified, cache, kv, egress, _state: state })
+        Ok(Self { guest, engines, pool, reused, parts, verified, cache, kv, egress, _state: state })
     }
 
     /// Whether code for `bare` is code for this too.
@@ -87,6 +90,11 @@ impl Ours {
 
     pub(crate) async fn call(&self) -> anyhow::Result<()> {
         call(&self.pool, self.guest.path).await
+    }
+
+    /// The same, of an instance that answered other requests before.
+    pub(crate) async fn call_again(&self) -> anyhow::Result<()> {
+        call(&self.reused, self.guest.path).await
     }
 
     pub(crate) async fn serve(&self) -> anyhow::Result<()> {
@@ -116,7 +124,7 @@ impl Ours {
     /// A pool for each component, and the microseconds that it took.
     pub(crate) fn link(&self, components: impl Iterator<Item = Compiled>) -> anyhow::Result<Vec<(f64, Arc<Pool>)>> {
         let link = |compiled: Compiled| {
-            let grants = grants(&self.kv, &self.egress)?;
+            let grants = grants(&self.kv, &self.egress, Isolation::Fresh)?;
             let start = Instant::now();
             let pool = Pool::new(&self.engines, &compiled, grants)?;
             Ok((micros(start.elapsed()), pool))
@@ -136,12 +144,12 @@ impl Ours {
     }
 }
 
-fn grants(kv: &Kv, egress: &Arc<Egress>) -> anyhow::Result<Grants> {
+fn grants(kv: &Kv, egress: &Arc<Egress>, isolation: Isolation) -> anyhow::Result<Grants> {
     Ok(Grants {
         app: "bench".parse()?,
         component: "guest".parse()?,
         limits: Limits::default(),
-        isolation: Isolation::Fresh,
+        isolation,
         variables: BTreeMap::new(),
         environment: BTreeMap::new(),
         files: None,
