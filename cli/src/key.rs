@@ -124,8 +124,9 @@ fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Report> {
-    let hint = "choose another --prefix, or remove the file";
+/// Writes a file that is not there yet.
+pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Report> {
+    let hint = "choose another place, or remove the file";
     let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     file.and_then(|mut file| file.write_all(bytes))
         .map_err(|error| failure(&format!("write {}", path.display()), &error, Some(hint)))

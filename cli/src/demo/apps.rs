@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::fleet::Fleet;
 use crate::deploy::{publish as push_and_sign, release, rollout_until};
-use crate::key::pem;
+use crate::key::{pem, write_new};
 use crate::output::{Output, failed, failure};
 use crate::token::TokenKey;
 
@@ -123,17 +123,18 @@ fn prepare(example: &Example, directory: &Path, examples: Option<&Path>) -> Resu
     Ok(())
 }
 
-/// A fresh key for the issuer, and its public half where the manifest expects it.
+/// The issuer's key, made at the first start, and its public half where the manifest expects it.
 fn make_issuer(directory: &Path) -> Result<(), Report> {
-    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
-    let pkcs8 = pkcs8.map_err(|_| failed("the system has no random numbers", None))?;
-    let key = TokenKey::of_pkcs8(pkcs8.as_ref()).ok_or_else(|| failed("the fresh key can't be used", None))?;
+    let path = directory.join("es256.pem");
+    if !path.exists() {
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
+        let pkcs8 = pkcs8.map_err(|_| failed("the system has no random numbers", None))?;
+        write_new(&path, pem("PRIVATE KEY", pkcs8.as_ref()).as_bytes(), 0o600)?;
+    }
+    let text = fs::read_to_string(&path).map_err(|error| failure("read the issuer's key", &error, None))?;
+    let key = TokenKey::of_pem(&text).ok_or_else(|| failed("the issuer's key can't be used", None))?;
     let set = json!({ "keys": [key.jwk(KID)] }).to_string();
-    let write = |name: &str, text: &str| {
-        fs::write(directory.join(name), text).map_err(|error| failure("write the issuer's key", &error, None))
-    };
-    write("es256.pem", &pem("PRIVATE KEY", pkcs8.as_ref()))?;
-    write("jwks.json", &set)
+    fs::write(directory.join("jwks.json"), set).map_err(|error| failure("write the issuer's key", &error, None))
 }
 
 /// Writes a hostile app with tight limits; returns its directory.

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::certs::save;
 use crate::client::Client;
 use crate::context::Context;
-use crate::key::SigningKey;
+use crate::key::{SigningKey, write_new};
 use crate::output::{Output, failed, failure};
 
 /// Where the demo's nodes stand.
@@ -68,6 +68,17 @@ fn written(path: &Path, text: &str) -> Result<(), Report> {
     fs::write(path, text).map_err(|error| failure(&format!("write {}", path.display()), &error, None))
 }
 
+/// The key that signs: the one of an earlier start, since what it signed is still on the nodes' disks.
+fn signing_key(certs: &Path) -> Result<SigningKey, Report> {
+    let path = certs.join("cosign.key");
+    if path.exists() {
+        return SigningKey::load(&path, "");
+    }
+    let key = SigningKey::generate()?;
+    write_new(&path, key.to_pem("")?.as_bytes(), 0o600)?;
+    Ok(key)
+}
+
 impl Fleet {
     /// Starts everything below `directory`. Nodes run what their disks hold; nothing on a first start.
     pub(super) async fn start(directory: &Path, port: u16, output: Output) -> Result<Self, Report> {
@@ -87,10 +98,8 @@ impl Fleet {
         save(&operator.map_err(|error| failure("issue an identity", &error, None))?, &certs, "operator")?;
         let server = authority.issue_server(&NAMES.map(str::to_owned), &[LOCAL]);
         save(&server.map_err(|error| failure("issue a certificate", &error, None))?, &certs, "front")?;
-        let signing_key = SigningKey::generate()?;
+        let signing_key = signing_key(&certs)?;
         written(&certs.join("cosign.pub"), &signing_key.public_pem())?;
-        let private = certs.join("cosign.key");
-        written(&private, &signing_key.to_pem("")?)?;
 
         output.progress("starting the control plane");
         let control_plane = start_control_plane(directory, SocketAddr::new(LOCAL, 0)).await?;
