@@ -1,18 +1,32 @@
-//! How many requests are under way at once on this node.
+//! How many requests are under way at once on this node, and how many of one app.
 //!
-//! Nothing queues here: a request beyond the bound is refused at once ([`Fault::Overload`]), because a queue in
-//! front of a full node only makes every answer late.
+//! Nothing queues here: a request beyond a bound is refused at once ([`Fault::Overload`]), because a queue in front of a
+//! full node only makes every answer late.
+//!
+//! The bound of an app moves with what is free (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on
+//! Networking 6(2), 1998): it may hold [`SHARE`] times as many places as nobody holds. One app alone can have four
+//! fifths of the node, two greedy ones four ninths each, and however many there are, another app still finds room.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::fault::Fault;
 
-/// The bound. Clones share it.
+/// Places that one app may hold for each that is free.
+const SHARE: usize = 4;
+
+/// The bound of the node. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Admission {
     places: Arc<Semaphore>,
+}
+
+/// The places that one app holds.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    count: Arc<AtomicUsize>,
 }
 
 /// A place among the requests under way. It is held until the last byte of the answer is out.
@@ -20,6 +34,13 @@ pub struct Admission {
 #[must_use = "the place is free again as soon as this is dropped"]
 pub struct Permit {
     _place: OwnedSemaphorePermit,
+    held: Held,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.held.count.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Admission {
@@ -29,15 +50,19 @@ impl Admission {
         Self { places: Arc::new(Semaphore::new(places)) }
     }
 
-    /// Takes a place.
+    /// Takes a place for an app.
     ///
     /// # Errors
-    /// [`Fault::Overload`] when there is none.
-    pub fn admit(&self) -> Result<Permit, Fault> {
-        match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => Ok(Permit { _place: place }),
-            Err(_) => Err(Fault::Overload("requests_max")),
+    /// [`Fault::Overload`] when there is none, or the app has its share.
+    pub fn admit(&self, held: &Held) -> Result<Permit, Fault> {
+        let full = Fault::Overload("requests_max");
+        let free = self.places.available_permits();
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| full)?;
+        if held.count.fetch_add(1, Ordering::Relaxed) >= free.saturating_mul(SHARE) {
+            held.count.fetch_sub(1, Ordering::Relaxed);
+            return Err(Fault::Overload("share"));
         }
+        Ok(Permit { _place: place, held: held.clone() })
     }
 }
 
@@ -45,21 +70,50 @@ impl Admission {
 mod tests {
     use super::*;
 
+    /// Takes places until one is refused.
+    fn take_all(admission: &Admission, held: &Held) -> (Vec<Permit>, Fault) {
+        let mut taken = Vec::new();
+        loop {
+            match admission.admit(held) {
+                Ok(permit) => taken.push(permit),
+                Err(fault) => return (taken, fault),
+            }
+        }
+    }
+
     #[test]
     fn a_request_beyond_the_bound_is_refused_until_one_ends() {
-        let admission = Admission::new(2);
-        let first = admission.admit().unwrap();
-        let _second = admission.admit().unwrap();
-        assert_eq!(admission.admit().unwrap_err(), Fault::Overload("requests_max"));
+        let (admission, app) = (Admission::new(2), Held::default());
+        let first = admission.admit(&app).unwrap();
+        let _second = admission.admit(&app).unwrap();
+        assert_eq!(admission.admit(&app).unwrap_err(), Fault::Overload("requests_max"));
         drop(first);
-        assert!(admission.admit().is_ok());
+        assert!(admission.admit(&app).is_ok());
     }
 
     #[test]
     fn clones_share_the_bound() {
-        let admission = Admission::new(1);
+        let (admission, app) = (Admission::new(1), Held::default());
         let other = admission.clone();
-        let _permit = admission.admit().unwrap();
-        assert!(other.admit().is_err());
+        let _permit = admission.admit(&app).unwrap();
+        assert!(other.admit(&Held::default()).is_err());
+    }
+
+    #[test]
+    fn a_greedy_app_leaves_room_for_others() {
+        let admission = Admission::new(1_000);
+        let apps: Vec<Held> = (0..3).map(|_| Held::default()).collect();
+        let (first, fault) = take_all(&admission, &apps[0]);
+        assert_eq!((first.len(), fault), (800, Fault::Overload("share")));
+        let (second, fault) = take_all(&admission, &apps[1]);
+        assert_eq!((second.len(), fault), (160, Fault::Overload("share")));
+        let (third, _) = take_all(&admission, &apps[2]);
+        assert!(third.len() >= 30, "{}", third.len());
+        // What the first one gives back it doesn't get again as long as the others are there.
+        drop(first);
+        let (again, _) = take_all(&admission, &apps[0]);
+        assert!((600..700).contains(&again.len()), "{}", again.len());
+        drop((again, second, third));
+        assert_eq!(take_all(&admission, &apps[2]).0.len(), 800);
     }
 }

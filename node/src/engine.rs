@@ -13,10 +13,11 @@ use wasmtime::{
     Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
 };
 
+use crate::guest::heavy::Heavy;
 use crate::host::{self, State};
 
 /// One step of the epoch: the longest that a guest keeps a worker thread without yielding.
-pub const EPOCH_TICK: Duration = Duration::from_millis(5);
+pub const EPOCH_TICK: Duration = Duration::from_millis(2);
 /// Instances at once on one engine, unless the options say otherwise.
 const INSTANCES_DEFAULT: u32 = 1_000;
 /// Of the instances of an engine, one in so many may wait for another request of its component.
@@ -71,8 +72,8 @@ pub enum EngineError {
     /// Two capabilities claim one name.
     #[error("link the host's capabilities")]
     Link(#[source] wasmtime::Error),
-    /// No thread for the epoch.
-    #[error("start epoch thread")]
+    /// No thread for the epoch, or for guests that compute.
+    #[error("start threads")]
     Thread(#[source] std::io::Error),
 }
 
@@ -90,6 +91,7 @@ pub enum Generation {
 pub struct Engines {
     p2: Arc<Side>,
     p3: Arc<Side>,
+    heavy: Heavy,
 }
 
 /// One engine and what the host offers on it.
@@ -112,7 +114,8 @@ impl Engines {
         let places = || Arc::new(Semaphore::new((options.instances / WAITING_SHARE) as usize));
         let p2 = Side { linker: host::linker_p2(&p2).map_err(EngineError::Link)?, engine: p2, places: places() };
         let p3 = Side { linker: host::linker_p3(&p3).map_err(EngineError::Link)?, engine: p3, places: places() };
-        Ok(Self { p2: Arc::new(p2), p3: Arc::new(p3) })
+        let heavy = Heavy::start().map_err(EngineError::Thread)?;
+        Ok(Self { p2: Arc::new(p2), p3: Arc::new(p3), heavy })
     }
 
     /// Differs whenever code compiled by other engines could not run on these: other version, CPU or configuration.
@@ -134,6 +137,11 @@ impl Engines {
 
     pub(crate) fn linker(&self, generation: Generation) -> &Linker<State> {
         &self.side(generation).linker
+    }
+
+    /// The threads for guests that compute for long.
+    pub(crate) fn heavy(&self) -> &Heavy {
+        &self.heavy
     }
 
     /// Places for instances that wait for their next request.

@@ -3,6 +3,7 @@
 pub(crate) mod bounds;
 
 mod body;
+pub(crate) mod heavy;
 pub(crate) mod instance;
 mod meter;
 pub(crate) mod outcome;
@@ -17,12 +18,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::header::CONTENT_LENGTH;
-use http::uri::Scheme;
 use http_body_util::BodyExt;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime_wasi_http::WasiBody;
 
 use self::body::{Answer, Drained, Running};
+use self::heavy::Guest;
 use self::instance::Instance;
 use self::meter::Metered;
 use self::outcome::Outcome;
@@ -43,15 +45,19 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
     let (sender, mut head) = oneshot::channel();
     let asked = admit(request, limits.request_body_bytes, &outcome)?;
     let work = run::work(&pool, asked, &outcome, sender);
-    let mut guest = Metered::new(work, Arc::clone(&outcome), Duration::from_millis(limits.cpu_ms), deadline);
+    let guest = Metered::new(work, Arc::clone(&outcome), Duration::from_millis(limits.cpu_ms), deadline);
+    let mut guest = Guest::new(guest, &pool.heavy);
     // Here, not in a task of its own: most guests are done before they ever wait.
     let (head, ended) = poll_fn(|cx| {
         let ended = Pin::new(&mut guest).poll(cx);
-        // The head is set within that poll or not at all, so nobody need be woken; and to poll the channel would say
-        // "not yet" of a head that is there, once the task has used up its budget.
+        // First without asking to be woken: to poll the channel would say "not yet" of a head that is there, once the
+        // task has used up its budget. Here the head is set within that poll or not at all.
         match (head.try_recv(), ended) {
             (Ok(head), ended) => Poll::Ready((Some(head), ended)),
             (Err(_), ended @ Poll::Ready(_)) => Poll::Ready((None, ended)),
+            (Err(TryRecvError::Empty), Poll::Pending) if guest.has_moved() => {
+                Pin::new(&mut head).poll(cx).map(|head| (head.ok(), Poll::Pending))
+            }
             (Err(_), Poll::Pending) => Poll::Pending,
         }
     })
@@ -73,10 +79,8 @@ fn admit(request: Request, body_bytes: u64, outcome: &Arc<Outcome>) -> Result<ru
     if length.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > body_bytes) {
         return Err(Fault::Client(ClientFault::BodyTooLarge));
     }
-    let scheme = if request.secure { Scheme::HTTPS } else { Scheme::HTTP };
-    let authority = request.authority().map(ToOwned::to_owned);
     let http = request.http.map(|body| body::bounded(body, body_bytes, Arc::clone(outcome)));
-    run::asked(http, scheme, authority)
+    run::asked(http, request.secure)
 }
 
 /// Refuses what can't be sent.
@@ -127,7 +131,7 @@ impl Streaming {
     }
 
     /// The answer of a guest that still works on it, from now on in a task.
-    fn streaming(&self, response: http::Response<WasiBody>, guest: Metered, permit: OwnedSemaphorePermit) -> Response {
+    fn streaming(&self, response: http::Response<WasiBody>, guest: Guest, permit: OwnedSemaphorePermit) -> Response {
         let (head, body) = response.into_parts();
         let parting = self.pool.reuse().map(|_| Parting::new(Arc::clone(&self.pool)));
         let guests = parting.clone();

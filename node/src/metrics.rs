@@ -1,6 +1,9 @@
 //! What the node counts. This is the only file that names a metric.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
 
 use crate::fault::Fault;
 use crate::request::Protocol;
@@ -67,6 +70,23 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.gauge.dec();
+    }
+}
+
+/// What is counted of the requests of one app that end well, for each protocol: to look it up by its labels would cost
+/// each request more than to count it.
+#[derive(Debug)]
+pub(crate) struct AppCounters {
+    /// By [`Protocol`].
+    each: [(IntCounter, Histogram); 3],
+}
+
+impl AppCounters {
+    /// A request ended well.
+    pub(crate) fn request_ended_well(&self, protocol: Protocol, seconds: f64) {
+        let (requests, times) = &self.each[protocol as usize];
+        requests.inc();
+        times.observe(seconds);
     }
 }
 
@@ -139,6 +159,15 @@ impl Metrics {
         let labels = [app, protocol.as_str(), outcome.fault, outcome.outcome];
         self.requests.with_label_values(&labels).inc();
         self.seconds.with_label_values(&labels[..2]).observe(seconds);
+    }
+
+    /// What is counted of `app`.
+    pub(crate) fn of_app(&self, app: &str) -> AppCounters {
+        let each = [Protocol::H1, Protocol::H2, Protocol::H3].map(|protocol| {
+            let labels = [app, protocol.as_str(), WELL.0, WELL.1];
+            (self.requests.with_label_values(&labels), self.seconds.with_label_values(&labels[..2]))
+        });
+        AppCounters { each }
     }
 
     /// A request is under way until the result is dropped.

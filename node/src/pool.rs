@@ -25,6 +25,7 @@ use self::idle::Idle;
 use crate::engine::{Engines, Generation};
 use crate::fault::Fault;
 use crate::guest;
+use crate::guest::heavy::Heavy;
 use crate::guest::instance::Instance;
 use crate::host::outbound::Egress;
 use crate::host::{self, State};
@@ -95,6 +96,8 @@ pub(crate) enum Pre {
 /// The instances of one component.
 pub struct Pool {
     pub(crate) engine: Engine,
+    /// Where guests go that compute for long.
+    pub(crate) heavy: Heavy,
     pub(crate) pre: Pre,
     /// The component's files, open as long as the pool is.
     pub(crate) files: WasiFilesystemCtx,
@@ -147,6 +150,7 @@ impl Pool {
         };
         Ok(Arc::new(Self {
             engine: engines.engine(generation).clone(),
+            heavy: engines.heavy().clone(),
             pre: pre.map_err(ActivateError::NotHttp)?,
             files,
             grants: Arc::new(grants),

@@ -5,8 +5,9 @@
 
 pub mod fields;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -16,10 +17,14 @@ use selvage_config::release::ReleaseId;
 use selvage_config::{AppName, ComponentName, Digest};
 use serde::Serialize;
 
+use crate::admit::Held;
 use crate::fault::{ClientFault, Fault};
 use crate::jwt::Issuer;
+use crate::metrics::{AppCounters, Metrics};
 use crate::pool::Pool;
 use crate::request::{Response, full};
+
+use self::fields::OfRoute;
 
 /// Paths that every app has and no guest sees (Spin's health check and app information).
 const RESERVED: &str = "/.well-known/spin";
@@ -72,11 +77,15 @@ pub struct ActiveApp {
     release: Option<ReleaseId>,
     manifest: Digest,
     routes: Vec<Route>,
+    counters: OnceLock<AppCounters>,
+    held: Held,
 }
 
 #[derive(Debug)]
 struct Route {
     pattern: Pattern,
+    /// What its guest is told of it.
+    fields: OfRoute,
     target: Target,
 }
 
@@ -165,8 +174,9 @@ impl ActiveApp {
                 tracing::warn!(app = %app.name, route = %route.pattern, "route is there twice, the last one counts");
             }
         }
-        let routes = routes.into_iter().map(|(pattern, target)| Route { pattern, target }).collect();
-        Ok(Self { app, release, manifest, routes })
+        let route = |(pattern, target)| Route { fields: OfRoute::new(&pattern), pattern, target };
+        let routes = routes.into_iter().map(route).collect();
+        Ok(Self { app, release, manifest, routes, counters: OnceLock::new(), held: Held::default() })
     }
 
     /// The app's document.
@@ -182,6 +192,16 @@ impl ActiveApp {
     /// The digest of its manifest.
     pub fn manifest(&self) -> Digest {
         self.manifest
+    }
+
+    /// The places that its requests have on the node.
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// What is counted of this app, looked up once.
+    pub(crate) fn counters(&self, metrics: &Metrics) -> &AppCounters {
+        self.counters.get_or_init(|| metrics.of_app(self.app.name.as_str()))
     }
 
     fn find(self: &Arc<Self>, path: &str) -> Result<Found, Fault> {
@@ -244,12 +264,13 @@ impl Found {
         &self.app
     }
 
-    /// The route, what it captured, and the guest that answers it. `None` if no guest does.
-    pub fn guest(&self) -> Option<(&Pattern, &Captures, &ComponentTarget)> {
+    /// What the guest that answers is told of its route, what the route captured, and the guest. `None` if no guest
+    /// answers.
+    pub fn guest(&self) -> Option<(&OfRoute, &Captures, &ComponentTarget)> {
         let Place::Route { index, captures } = &self.place else { return None };
-        let Route { pattern, target } = &self.app.routes[*index];
+        let Route { fields, target, .. } = &self.app.routes[*index];
         match target {
-            Target::Component(component) => Some((pattern, captures, component)),
+            Target::Component(component) => Some((fields, captures, component)),
             Target::Static(_) => None,
         }
     }
@@ -294,7 +315,7 @@ impl Table {
         let mut hosts: HashMap<String, Arc<ActiveApp>> = HashMap::new();
         for active in &apps {
             let own = format!("{}.{domain}", active.app.name);
-            for host in active.app.hosts.iter().chain([&own]).filter_map(|host| host_key(host)) {
+            for host in active.app.hosts.iter().chain([&own]).filter_map(|host| host_key(host).map(Cow::into_owned)) {
                 match hosts.get(&host) {
                     Some(first) if !Arc::ptr_eq(first, active) => {
                         let (first, second) = (first.app.name.clone(), active.app.name.clone());
@@ -327,20 +348,21 @@ impl Table {
     /// # Errors
     /// No app has the host, or it has no route for the path.
     pub fn find(&self, host: &str, path: &str) -> Result<Found, Fault> {
-        let app = self.any.as_ref().or_else(|| self.hosts.get(&host_key(host)?));
+        let app = self.any.as_ref().or_else(|| self.hosts.get(&*host_key(host)?));
         app.ok_or(Fault::Client(ClientFault::NotFound))?.find(path)
     }
 }
 
 /// A host as the table holds it: lower case, without port and trailing dot. `None` if nothing is left.
-fn host_key(host: &str) -> Option<String> {
+fn host_key(host: &str) -> Option<Cow<'_, str>> {
     let name = match host.rfind(':') {
         // In an IPv6 literal the last ':' before ']' is part of the address.
         Some(colon) if !host[colon..].contains(']') => &host[..colon],
         _ => host,
     };
     let name = name.strip_suffix('.').unwrap_or(name);
-    (!name.is_empty()).then(|| name.to_ascii_lowercase())
+    let is_lower = !name.bytes().any(|byte| byte.is_ascii_uppercase());
+    (!name.is_empty()).then(|| if is_lower { name.into() } else { name.to_ascii_lowercase().into() })
 }
 
 #[cfg(test)]

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::uri::Authority;
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
-use selvage_config::{ComponentName, Limits, NodeName, Region};
+use selvage_config::{Limits, NodeName, Region};
 
 use crate::admit::{Admission, Permit};
 use crate::fault::{ClientFault, Fault, GuestFault};
@@ -23,7 +24,7 @@ use crate::jwt;
 use crate::listen::head;
 use crate::metrics::{Counted, Metrics, NO_APP, Outcome};
 use crate::request::{Body, BodyError, Protocol, Request, Response, empty};
-use crate::route::{ActiveApp, Found, Table, fields};
+use crate::route::{Found, Table, fields};
 
 /// What every answer says that it was sent by.
 const SERVER: HeaderValue = HeaderValue::from_static("selvage");
@@ -31,6 +32,8 @@ const SERVER: HeaderValue = HeaderValue::from_static("selvage");
 const NODE: HeaderName = HeaderName::from_static("selvage-node");
 /// The field that names its region.
 const REGION: HeaderName = HeaderName::from_static("selvage-region");
+/// Fields that every answer has of the node, and of the transport.
+const TOLD: usize = 8;
 /// Prefix of the fields that only the node sets on an answer.
 const OURS: &str = "selvage-";
 
@@ -45,6 +48,8 @@ pub struct Parts {
     pub metrics: Metrics,
     node: NodeName,
     region: Region,
+    /// The two as fields of every answer.
+    names: [(HeaderName, HeaderValue); 2],
     ids: Ids,
     draining: AtomicBool,
 }
@@ -59,7 +64,9 @@ struct Ids {
 impl Parts {
     /// Parts with an empty table.
     pub fn new(node: NodeName, region: Region, requests_max: u32, metrics: Metrics) -> Self {
+        let name = |text: &str| HeaderValue::from_str(text).expect("a name has only letters, digits and '-'");
         Self {
+            names: [(NODE, name(node.as_str())), (REGION, name(region.as_str()))],
             table: ArcSwap::from_pointee(Table::empty()),
             admission: Admission::new(requests_max),
             metrics,
@@ -91,8 +98,9 @@ impl Parts {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    fn next_id(&self) -> String {
-        format!("{:016x}-{:x}", self.ids.start, self.ids.next.fetch_add(1, Ordering::Relaxed))
+    fn next_id(&self) -> HeaderValue {
+        let id = format!("{:016x}-{:x}", self.ids.start, self.ids.next.fetch_add(1, Ordering::Relaxed));
+        HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits and '-'")
     }
 }
 
@@ -117,14 +125,14 @@ pub async fn serve(parts: &Arc<Parts>, request: Request) -> Response {
 /// The steps.
 async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -> Result<Response, Fault> {
     let authority = head::check(&mut request)?;
-    request.http.headers_mut().insert(fields::REQUEST_ID, record.id_field());
-    let found = parts.table.load().find(&authority, request.http.uri().path())?;
-    record.found(&found);
-    record.permit = Some(parts.admission.admit()?);
+    request.http.headers_mut().insert(fields::REQUEST_ID, record.id.clone());
+    let found = parts.table.load().find(authority.as_str(), request.http.uri().path())?;
+    let found = record.found.insert(found);
+    record.permit = Some(parts.admission.admit(found.app().held())?);
     if let Some(fixed) = found.fixed() {
         return Ok(fixed);
     }
-    let (pattern, captures, target) = found.guest().ok_or_else(|| Fault::Node("route without a target".into()))?;
+    let (route, captures, target) = found.guest().ok_or_else(|| Fault::Node("route without a target".into()))?;
     let limits = target.pool.limits();
     refuse_large(&request, limits)?;
     let claims = match &target.policy {
@@ -134,7 +142,7 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
         }
         None => None,
     };
-    fields::tell_guest(&mut request, &authority, (pattern, captures), claims.as_ref());
+    fields::tell_guest(&mut request, &authority, (route, captures), claims.as_ref());
     let deadline = request.arrived + Duration::from_millis(limits.wall_ms);
     let lease = target.pool.lease(deadline).await?;
     checked(lease.call(request).await?)
@@ -154,22 +162,19 @@ fn checked(mut response: Response) -> Result<Response, Fault> {
     if response.status().is_informational() {
         return Err(Fault::Guest(GuestFault::BadResponse));
     }
-    let fields = response.headers_mut();
-    let ours: Vec<HeaderName> = fields.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
-    for name in ours {
-        fields.remove(name);
-    }
+    fields::strip(response.headers_mut(), |name| name.starts_with(OURS));
     Ok(response)
 }
 
 fn finish_head(parts: &Parts, record: &Record, response: &mut Response) {
     let fields = response.headers_mut();
     fields::strip_hop_by_hop(fields);
+    fields.reserve(TOLD);
     fields.insert(header::SERVER, SERVER);
-    let name = |text: &str| HeaderValue::from_str(text).expect("a name has only letters, digits and '-'");
-    fields.insert(NODE, name(parts.node.as_str()));
-    fields.insert(REGION, name(parts.region.as_str()));
-    fields.insert(fields::REQUEST_ID, record.id_field());
+    for (name, value) in &parts.names {
+        fields.insert(name, value.clone());
+    }
+    fields.insert(fields::REQUEST_ID, record.id.clone());
 }
 
 /// RFC 9110 6.4.1: these answers have no body, but the first kind tells how long it would have been.
@@ -188,16 +193,14 @@ fn leave_out_body(method: &Method, response: &mut Response) {
 /// What is logged and counted of a request, once, when it is dropped.
 struct Record {
     parts: Arc<Parts>,
-    id: String,
+    id: HeaderValue,
     started: Instant,
     protocol: Protocol,
     client: std::net::SocketAddr,
     method: Method,
-    host: String,
-    /// Without the query, which may hold what no log should.
-    path: String,
-    app: Option<Arc<ActiveApp>>,
-    component: Option<ComponentName>,
+    host: Option<HeaderValue>,
+    target: Uri,
+    found: Option<Found>,
     permit: Option<Permit>,
     _under_way: Counted,
     status: StatusCode,
@@ -214,10 +217,9 @@ impl Record {
             protocol: request.protocol,
             client: request.client,
             method: request.http.method().clone(),
-            host: request.authority().unwrap_or_default().to_owned(),
-            path: request.http.uri().path().to_owned(),
-            app: None,
-            component: None,
+            host: request.http.headers().get(header::HOST).cloned(),
+            target: request.http.uri().clone(),
+            found: None,
             permit: None,
             _under_way: parts.metrics.request_under_way(),
             status: StatusCode::INTERNAL_SERVER_ERROR,
@@ -229,32 +231,37 @@ impl Record {
         }
     }
 
-    fn found(&mut self, found: &Found) {
-        self.app = Some(Arc::clone(found.app()));
-        self.component = found.guest().map(|(_, _, target)| target.component.clone());
-    }
-
-    fn id_field(&self) -> HeaderValue {
-        HeaderValue::from_str(&self.id).expect("hexadecimal digits and '-'")
+    /// `host[:port]` as the client wrote it.
+    fn host(&self) -> &str {
+        let field = || self.host.as_ref()?.to_str().ok();
+        self.target.authority().map(Authority::as_str).or_else(field).unwrap_or_default()
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        let app = self.app.as_ref().map_or(NO_APP, |active| active.app().name.as_str());
-        self.parts.metrics.request_ended(app, self.protocol, self.outcome, seconds);
+        let metrics = &self.parts.metrics;
+        let active = self.found.as_ref().map(Found::app);
+        let app = active.map_or(NO_APP, |active| active.app().name.as_str());
+        match active {
+            Some(active) if self.outcome == Outcome::OK => {
+                active.counters(metrics).request_ended_well(self.protocol, seconds);
+            }
+            _ => metrics.request_ended(app, self.protocol, self.outcome, seconds),
+        }
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
-                    id = self.id,
+                    id = self.id.to_str().unwrap_or_default(),
                     client = %self.client,
                     protocol = self.protocol.as_str(),
                     method = %self.method,
-                    host = self.host,
-                    path = self.path,
+                    host = self.host(),
+                    // Without the query, which may hold what no log should.
+                    path = self.target.path(),
                     app,
-                    component = self.component.as_ref().map(ComponentName::as_str),
+                    component = self.found.as_ref().and_then(Found::guest).map(|(_, _, guest)| guest.component.as_str()),
                     status = self.status.as_u16(),
                     fault = self.outcome.fault,
                     outcome = self.outcome.outcome,

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use cpu_time::ThreadTime;
 use tokio::time::Sleep;
 
 use super::instance::Instance;
 use super::outcome::Outcome;
 use crate::fault::{Fault, GuestFault};
+
+/// A poll that took no longer than this is paid by the wall's clock, which costs no system call.
+const SHORT: Duration = Duration::from_millis(1);
 
 /// The work of one guest. It settles the [`Outcome`] before it drops its store, or gives the instance back if that may
 /// answer another request.
@@ -25,13 +28,50 @@ pub(super) struct Metered {
     work: Option<Work>,
     outcome: Arc<Outcome>,
     cpu_left: Duration,
+    /// CPU time that was measured, which it is from the first long poll on.
+    measured: Option<Duration>,
     deadline: Instant,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Somebody else waits for the deadline.
+    is_watched: bool,
 }
 
 impl Metered {
     pub(super) fn new(work: Work, outcome: Arc<Outcome>, cpu: Duration, deadline: Instant) -> Self {
-        Self { work: Some(work), outcome, cpu_left: cpu, deadline, sleep: None }
+        Self { work: Some(work), outcome, cpu_left: cpu, measured: None, deadline, sleep: None, is_watched: false }
+    }
+
+    /// Whether this guest computes, rather than answers.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.measured.is_some_and(|measured| measured > SHORT)
+    }
+
+    /// All of it, to go on elsewhere. Whoever takes it watches the wall's clock with [`Metered::time`].
+    pub(super) fn take(&mut self) -> Self {
+        let work = self.work.take();
+        Self { work, outcome: Arc::clone(&self.outcome), sleep: None, is_watched: true, ..*self }
+    }
+
+    /// The end of the guest's time, for whoever watches it from elsewhere.
+    pub(super) fn time(&self) -> Time {
+        Time { outcome: Arc::clone(&self.outcome), sleep: Box::pin(tokio::time::sleep_until(self.deadline.into())) }
+    }
+
+    /// Pays for a poll. False if there is not enough left.
+    ///
+    /// The CPU's clock decides: on a busy machine a guest must not pay for what others use. Only for polls so short
+    /// that hardly anybody came between is the wall's as good, and the first long one, of which nobody took the CPU
+    /// time, never ends a guest: it is a tick at most.
+    fn pay(&mut self, wall: Duration, cpu: Option<Duration>) -> bool {
+        let spent = cpu.unwrap_or(if wall > SHORT { SHORT } else { wall });
+        match &mut self.measured {
+            Some(measured) => *measured += spent,
+            None if wall > SHORT => self.measured = Some(Duration::ZERO),
+            None => {}
+        }
+        let left = self.cpu_left.checked_sub(spent);
+        self.cpu_left = left.unwrap_or_default();
+        left.is_some()
     }
 
     fn end(&mut self, fault: GuestFault) -> Poll<Option<Instance>> {
@@ -46,19 +86,21 @@ impl Future for Metered {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Instance>> {
         let me = &mut *self;
-        if Instant::now() >= me.deadline {
+        let begun = Instant::now();
+        if begun >= me.deadline {
             return me.end(GuestFault::ExceededWall);
         }
         let Some(work) = &mut me.work else { return Poll::Ready(None) };
-        let before = thread_cpu();
+        let clock = me.measured.map(|_| ThreadTime::now());
         if let Poll::Ready(instance) = work.as_mut().poll(cx) {
             me.work = None;
             return Poll::Ready(instance);
         }
-        let spent = thread_cpu().saturating_sub(before);
-        match me.cpu_left.checked_sub(spent) {
-            Some(left) => me.cpu_left = left,
-            None => return me.end(GuestFault::ExceededCpu),
+        if !me.pay(begun.elapsed(), clock.map(|clock| clock.elapsed())) {
+            return me.end(GuestFault::ExceededCpu);
+        }
+        if me.is_watched {
+            return Poll::Pending;
         }
         let deadline = me.deadline.into();
         let sleep = me.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -69,7 +111,16 @@ impl Future for Metered {
     }
 }
 
-/// CPU time of this thread. Not the wall's: on a busy machine a guest must not pay for what others use.
-fn thread_cpu() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+/// Settles that a guest ran out of wall time. The guest itself may not come to it: it waits for a thread.
+pub(super) struct Time {
+    outcome: Arc<Outcome>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Future for Time {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.sleep.as_mut().poll(cx).map(|()| self.outcome.settle(Err(Fault::Guest(GuestFault::ExceededWall))))
+    }
 }

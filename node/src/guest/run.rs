@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::header::HOST;
 use http::uri::{Authority, Scheme};
 use tokio::sync::oneshot;
 use wasmtime::Store;
@@ -16,6 +17,7 @@ use super::meter::Work;
 use super::outcome::Outcome;
 use crate::fault::{ClientFault, Fault, GuestFault};
 use crate::host::State;
+use crate::listen::head;
 use crate::pool::Pool;
 
 /// What a guest answers: the head and the way to the body, or its error code as text.
@@ -100,20 +102,16 @@ async fn answer_p3(
 ///
 /// # Errors
 /// There is no valid authority.
-pub(super) fn asked(
-    request: http::Request<WasiBody>,
-    scheme: Scheme,
-    authority: Option<String>,
-) -> Result<Asked, Fault> {
-    let host = || Fault::Client(ClientFault::Host);
-    let authority = Authority::try_from(authority.ok_or_else(host)?).map_err(|_| host())?;
-    let (mut head, body) = request.into_parts();
-    let mut uri = std::mem::take(&mut head.uri).into_parts();
-    uri.scheme = Some(scheme);
-    uri.authority = Some(authority);
-    uri.path_and_query.get_or_insert_with(|| http::uri::PathAndQuery::from_static("/"));
-    head.uri = http::Uri::from_parts(uri).map_err(|_| host())?;
-    Ok(http::Request::from_parts(head, body))
+pub(super) fn asked(mut request: http::Request<WasiBody>, secure: bool) -> Result<Asked, Fault> {
+    let uri = request.uri();
+    if uri.scheme().is_none() || uri.authority().is_none() {
+        let host = || Fault::Client(ClientFault::Host);
+        let scheme = if secure { Scheme::HTTPS } else { Scheme::HTTP };
+        let field = || Authority::try_from(request.headers().get(HOST)?.as_bytes()).ok();
+        let authority = uri.authority().cloned().or_else(field).ok_or_else(host)?;
+        head::make_absolute(request.uri_mut(), scheme, authority).ok_or_else(host)?;
+    }
+    Ok(request)
 }
 
 /// The fault of a guest that answered nothing.

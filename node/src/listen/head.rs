@@ -1,8 +1,8 @@
 //! What must hold for a request's head above what the parsers check, whichever of them read it.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use crate::fault::{ClientFault, Fault};
 use crate::request::{Protocol, Request};
@@ -22,11 +22,11 @@ const OF_H1_ONLY: [HeaderName; 5] = [
 ];
 
 /// Checks a request's head and takes out of it what must not go further: fields of the connection, and fields that only
-/// the node sets. Returns `host[:port]`.
+/// the node sets. Afterwards the target has scheme and authority. Returns `host[:port]`.
 ///
 /// # Errors
 /// [`Fault::Client`].
-pub(crate) fn check(request: &mut Request) -> Result<String, Fault> {
+pub(crate) fn check(request: &mut Request) -> Result<Authority, Fault> {
     let (protocol, http) = (request.protocol, &mut request.http);
     if matches!(*http.method(), Method::CONNECT | Method::TRACE) {
         return Err(Fault::Client(ClientFault::Method));
@@ -42,11 +42,23 @@ pub(crate) fn check(request: &mut Request) -> Result<String, Fault> {
     join_cookies(fields);
     fields::strip_hop_by_hop(fields);
     fields::strip_ours(fields);
+    let scheme = if request.secure { Scheme::HTTPS } else { Scheme::HTTP };
+    make_absolute(request.http.uri_mut(), scheme, authority.clone()).ok_or(Fault::Client(ClientFault::Malformed))?;
     Ok(authority)
 }
 
+/// Gives a request's target scheme and authority, whatever form it came in.
+pub(crate) fn make_absolute(uri: &mut Uri, scheme: Scheme, authority: Authority) -> Option<()> {
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.scheme = Some(scheme);
+    parts.authority = Some(authority);
+    parts.path_and_query.get_or_insert_with(|| PathAndQuery::from_static("/"));
+    *uri = Uri::from_parts(parts).ok()?;
+    Some(())
+}
+
 /// The one host that a request names (RFC 9112 3.2, RFC 9113 8.3.1, RFC 9114 4.3.1).
-fn authority(protocol: Protocol, target: Option<&Authority>, fields: &HeaderMap) -> Option<String> {
+fn authority(protocol: Protocol, target: Option<&Authority>, fields: &HeaderMap) -> Option<Authority> {
     let mut hosts = fields.get_all(HOST).iter();
     let field = hosts.next();
     // HTTP/1.1 always has the field; the others have it or `:authority`.
@@ -58,17 +70,17 @@ fn authority(protocol: Protocol, target: Option<&Authority>, fields: &HeaderMap)
         Some(field) => Some(field.to_str().ok()?),
         None => None,
     };
-    let authority = target.map(Authority::as_str).or(field)?;
+    let parsed: Authority = target.cloned().or_else(|| field?.parse().ok())?;
+    let authority = parsed.as_str();
     // Where both are there they must agree, or two readers could route to two apps.
     if field.is_some_and(|field| !field.eq_ignore_ascii_case(authority)) {
         return None;
     }
-    let parsed: Authority = authority.parse().ok()?;
     let port_is_number = match authority.strip_prefix(parsed.host())? {
         "" => true,
         port => port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok()),
     };
-    (!parsed.host().is_empty() && port_is_number).then(|| authority.to_owned())
+    (!parsed.host().is_empty() && port_is_number).then(|| parsed.clone())
 }
 
 /// Whether the fields leave no doubt where the body ends.
@@ -133,7 +145,7 @@ mod tests {
             arrived: Instant::now(),
         };
         let checked = check(&mut request);
-        (checked, request.http.headers().clone())
+        (checked.map(|authority| authority.to_string()), request.http.headers().clone())
     }
 
     fn host(protocol: Protocol, uri: &str, fields: &[(&str, &str)]) -> Option<String> {

@@ -3,7 +3,11 @@
 //! A tenant's fields can't be forged: every name that the node sets, or that looks like one of its names, is stripped
 //! from what came in before anything else reads it.
 
+use std::ops::Range;
+
+use bytes::Bytes;
 use http::header::{CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use selvage_config::app::route::{Captures, Pattern};
 
@@ -14,87 +18,155 @@ use crate::request::Request;
 const OURS: [&str; 4] = ["spin-", "x-jwt-", "selvage-", "x-forwarded-"];
 /// A name that tells what `x-forwarded-*` tells (RFC 7239).
 const FORWARDED: &str = "forwarded";
-/// Fields of one connection, not of the message (RFC 9110 7.6.1), besides those that `connection` names.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+/// Fields of one connection, not of the message (RFC 9110 7.6.1), besides those that `connection` names, where the
+/// `http` crate has no name for them.
+const HOP_BY_HOP: [&str; 3] = ["keep-alive", "proxy-connection", "http2-settings"];
 /// The header field that names a request in logs, here and in the guest.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("selvage-request-id");
+/// Fields that [`tell_guest`] sets at most, besides captures: room for them is made once.
+const TOLD: usize = 16;
+
+const PATH_INFO: HeaderName = HeaderName::from_static("spin-path-info");
+const FULL_URL: HeaderName = HeaderName::from_static("spin-full-url");
+const MATCHED_ROUTE: HeaderName = HeaderName::from_static("spin-matched-route");
+const BASE_PATH: HeaderName = HeaderName::from_static("spin-base-path");
+const RAW_COMPONENT_ROUTE: HeaderName = HeaderName::from_static("spin-raw-component-route");
+const COMPONENT_ROUTE: HeaderName = HeaderName::from_static("spin-component-route");
+const CLIENT_ADDR: HeaderName = HeaderName::from_static("spin-client-addr");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const JWT_SUB: HeaderName = HeaderName::from_static("x-jwt-sub");
+const JWT_ISS: HeaderName = HeaderName::from_static("x-jwt-iss");
+const JWT_CLAIMS: HeaderName = HeaderName::from_static("x-jwt-claims");
+
+/// What a route tells the guest of itself, the same for every request.
+#[derive(Debug, Clone)]
+pub struct OfRoute {
+    pattern: Option<HeaderValue>,
+    prefix: Option<HeaderValue>,
+}
+
+impl OfRoute {
+    /// The fields of `pattern`.
+    pub fn new(pattern: &Pattern) -> Self {
+        let value = |text: String| HeaderValue::from_maybe_shared(Bytes::from(text)).ok();
+        Self { pattern: value(pattern.to_string()), prefix: value(pattern.prefix()) }
+    }
+}
 
 /// Takes out every field that only the node sets.
 pub fn strip_ours(fields: &mut HeaderMap) {
-    // `_` counts as `-`: guests that map names to environment variables can't tell them apart.
-    let is_ours = |name: &HeaderName| {
-        let name = name.as_str().replace('_', "-");
-        name == FORWARDED || OURS.iter().any(|prefix| name.starts_with(prefix))
-    };
-    let found: Vec<HeaderName> = fields.keys().filter(|name| is_ours(name)).cloned().collect();
-    for name in found {
-        fields.remove(name);
-    }
+    strip(fields, |name| {
+        // `_` counts as `-`: guests that map names to environment variables can't tell them apart.
+        let starts_with = |prefix: &str| {
+            let same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+            name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(same)
+        };
+        name == FORWARDED || OURS.iter().any(|prefix| starts_with(prefix))
+    });
 }
 
 /// Takes out the fields that belong to the connection. Also used on answers.
 pub fn strip_hop_by_hop(fields: &mut HeaderMap) {
-    let named: Vec<HeaderName> = fields
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    if fields.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = fields
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .collect();
+        for name in named {
+            fields.remove(name);
+        }
+    }
+    let known = [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE];
+    strip(fields, |name| HOP_BY_HOP.contains(&name) || known.iter().any(|known| known.as_str() == name));
+}
+
+/// Takes out the fields whose names are `unwanted`. Most heads have none, so they are only looked through.
+pub fn strip(fields: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    while let Some(name) = fields.keys().find(|name| unwanted(name.as_str())).cloned() {
         fields.remove(name);
     }
 }
 
 /// Tells the guest who asks for what: [`strip_ours`] and [`strip_hop_by_hop`] must have been here before.
-pub fn tell_guest(request: &mut Request, authority: &str, route: (&Pattern, &Captures), claims: Option<&Claims>) {
-    let (pattern, captures) = route;
-    let scheme = request.scheme();
-    let target = request.http.uri().path_and_query().map_or("/", |target| target.as_str());
-    let url = format!("{scheme}://{authority}{target}");
-    let client = request.client;
+pub fn tell_guest(request: &mut Request, authority: &Authority, route: (&OfRoute, &Captures), claims: Option<&Claims>) {
+    let (of_route, captures) = route;
+    let (scheme, url) = (request.scheme(), FullUrl::of(request, authority));
+    let client = request.client.to_string();
     let fields = request.http.headers_mut();
-    let raw = pattern.to_string();
-    set(fields, "spin-path-info", captures.rest.as_deref().unwrap_or_default());
-    set(fields, "spin-full-url", &url);
-    set(fields, "spin-matched-route", &raw);
-    set(fields, "spin-base-path", "/");
-    set(fields, "spin-raw-component-route", &raw);
-    set(fields, "spin-component-route", &pattern.prefix());
-    set(fields, "spin-client-addr", &client.to_string());
+    fields.reserve(TOLD + captures.params.len());
+    let mut set = |name: HeaderName, value: Option<HeaderValue>| {
+        if let Some(value) = value {
+            fields.insert(name, value);
+        }
+    };
+    set(PATH_INFO, text(captures.rest.as_deref().unwrap_or_default()));
+    set(HOST, url.authority());
+    set(FORWARDED_HOST, url.authority());
+    set(FULL_URL, url.whole());
+    set(MATCHED_ROUTE, of_route.pattern.clone());
+    set(RAW_COMPONENT_ROUTE, of_route.pattern.clone());
+    set(COMPONENT_ROUTE, of_route.prefix.clone());
+    set(BASE_PATH, Some(HeaderValue::from_static("/")));
+    set(FORWARDED_FOR, text(address_in(&client)));
+    set(CLIENT_ADDR, text(&client));
+    set(FORWARDED_PROTO, Some(HeaderValue::from_static(scheme)));
     for (name, value) in &captures.params {
-        set(fields, &format!("spin-path-match-{}", name.to_ascii_lowercase().replace('_', "-")), value);
+        let name = format!("spin-path-match-{}", name.to_ascii_lowercase().replace('_', "-"));
+        if let Ok(name) = HeaderName::try_from(name) {
+            set(name, text(value));
+        }
     }
-    set(fields, "x-forwarded-for", &client.ip().to_string());
-    set(fields, "x-forwarded-proto", scheme);
-    set(fields, "x-forwarded-host", authority);
-    set(fields, HOST.as_str(), authority);
     if let Some(claims) = claims {
         // A subject that a field can't carry as it is stands in the claims alone: an encoded one could be taken for
         // somebody else's plain one.
-        if let Some(subject) = claims.subject().filter(|subject| subject.bytes().all(|byte| byte.is_ascii_graphic())) {
-            set(fields, "x-jwt-sub", subject);
-        }
-        set(fields, "x-jwt-iss", claims.issuer());
-        set(fields, "x-jwt-claims", claims.payload());
+        let subject = claims.subject().filter(|subject| subject.bytes().all(|byte| byte.is_ascii_graphic()));
+        set(JWT_SUB, subject.and_then(text));
+        set(JWT_ISS, text(claims.issuer()));
+        set(JWT_CLAIMS, text(claims.payload()));
     }
 }
 
-/// Sets a field if its name and value can be one. A value from the path may hold bytes beyond ASCII.
-fn set(fields: &mut HeaderMap, name: &str, value: &str) {
-    if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(value.as_bytes())) {
-        fields.insert(name, value);
+/// `scheme://authority/path?query` in one piece of memory, parts of which are fields of their own.
+struct FullUrl {
+    bytes: Bytes,
+    authority: Range<usize>,
+}
+
+impl FullUrl {
+    fn of(request: &Request, authority: &Authority) -> Self {
+        let (scheme, host) = (request.scheme(), authority.as_str());
+        let target = request.http.uri().path_and_query().map_or("/", |target| target.as_str());
+        let mut url = String::with_capacity(scheme.len() + "://".len() + host.len() + target.len());
+        for part in [scheme, "://", host, target] {
+            url.push_str(part);
+        }
+        let start = url.len() - target.len() - host.len();
+        Self { bytes: url.into(), authority: start..start + host.len() }
     }
+
+    fn whole(&self) -> Option<HeaderValue> {
+        HeaderValue::from_maybe_shared(self.bytes.clone()).ok()
+    }
+
+    fn authority(&self) -> Option<HeaderValue> {
+        HeaderValue::from_maybe_shared(self.bytes.slice(self.authority.clone())).ok()
+    }
+}
+
+/// The address in `address:port`, without the brackets and the zone of an IPv6 one.
+fn address_in(client: &str) -> &str {
+    let address = client.rsplit_once(':').map_or(client, |(address, _)| address).trim_matches(['[', ']']);
+    address.split_once('%').map_or(address, |(address, _)| address)
+}
+
+/// A field's value, if it can be one. A value from the path may hold bytes beyond ASCII.
+fn text(text: &str) -> Option<HeaderValue> {
+    HeaderValue::from_bytes(text.as_bytes()).ok()
 }
 
 #[cfg(test)]
@@ -134,7 +206,7 @@ mod tests {
         let pattern: Pattern = "/u/:User_Name/...".parse().unwrap();
         let mut request = request("/u/ada/x/y?q=1", &[]);
         let captures = pattern.captures("/u/ada/x/y").unwrap();
-        tell_guest(&mut request, "a.example:8443", (&pattern, &captures), None);
+        tell_guest(&mut request, &"a.example:8443".parse().unwrap(), (&OfRoute::new(&pattern), &captures), None);
         let want = [
             ("host", "a.example:8443"),
             ("spin-base-path", "/"),
@@ -150,6 +222,15 @@ mod tests {
             ("x-forwarded-proto", "https"),
         ];
         assert_eq!(told(&request), want.map(|(n, v)| (n.to_owned(), v.to_owned())));
+    }
+
+    #[test]
+    fn the_address_of_a_client_has_no_port() {
+        for (client, want) in
+            [("192.0.2.7:4711", "192.0.2.7"), ("[2001:db8::7]:4711", "2001:db8::7"), ("[fe80::1%3]:80", "fe80::1")]
+        {
+            assert_eq!(address_in(client), want);
+        }
     }
 
     #[test]
@@ -209,11 +290,11 @@ mod tests {
             said["sub"] = json!(subject);
             let token = forger.sign(&said);
             let mut fields = HeaderMap::new();
-            set(&mut fields, "authorization", &format!("Bearer {token}"));
+            fields.insert("authorization", format!("Bearer {token}").try_into().unwrap());
             let believed = authorize(&rule, &issuer, "/", &fields, today(), Instant::now()).await.unwrap();
             let mut request = request("/", &[]);
-            let pattern = Pattern::everything();
-            tell_guest(&mut request, "a", (&pattern, &Captures::default()), believed.as_ref());
+            let route = OfRoute::new(&Pattern::everything());
+            tell_guest(&mut request, &"a".parse().unwrap(), (&route, &Captures::default()), believed.as_ref());
             let fields = request.http.headers();
             assert_eq!(fields.get("x-jwt-sub").map(|v| v.to_str().unwrap()), want, "{subject}");
             assert_eq!(fields["x-jwt-iss"], "https://issuer.example");

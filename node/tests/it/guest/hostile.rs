@@ -91,7 +91,10 @@ async fn each_hostile_guest_ends_with_its_fault_and_its_neighbour_answers() {
     for (name, fault) in ENDS {
         let guest = hostile(name).await.activate().unwrap();
         for time in 1..=2 {
-            assert_eq!(end(&guest, request("GET", "/", empty())).await, fault, "{name}, time {time}");
+            let end = end(&guest, request("GET", "/", empty())).await;
+            // A tick between its two answers, and the first one is out, whole, before the guest traps.
+            let is_between = name == "twice.wat" && end == "201";
+            assert!(end == fault || is_between, "{name}, time {time}: {end}");
             unharmed(&neighbour, &format!("after {name}, time {time}")).await;
         }
     }

@@ -107,3 +107,27 @@ async fn a_request_waits_for_a_lease_until_its_deadline_only() {
     let refused = guest.pool.lease(Instant::now() + Duration::from_millis(20)).await;
     assert_eq!(refused.err(), Some(Fault::Overload("queue-deadline")));
 }
+
+/// `/proc/self/task/*` of the threads for guests that compute: what `sched` says of their policy.
+#[cfg(target_os = "linux")]
+fn heavy_threads() -> Vec<bool> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());
+    let named = |path: &std::path::PathBuf| {
+        std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "selvage-heavy")
+    };
+    // proc_pid_stat(5): field 41 is the policy, and 5 is SCHED_IDLE. The name before it may hold spaces.
+    let is_idle = |path: std::path::PathBuf| {
+        let stat = std::fs::read_to_string(path.join("stat")).unwrap();
+        stat.rsplit_once(')').unwrap().1.split_whitespace().nth(41 - 3) == Some("5")
+    };
+    tasks.filter(named).map(is_idle).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn guests_that_compute_go_on_behind_everything_else() {
+    let burner = Guest::new("burn.wat").await.limits(|limits| limits.cpu_ms = 100).activate().unwrap();
+    assert_eq!(burner.get("/").await.unwrap_err().outcome(), "exceeded-cpu");
+    let threads = heavy_threads();
+    assert!(!threads.is_empty() && threads.iter().all(|is_idle| *is_idle), "{threads:?}");
+}
