@@ -10,6 +10,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
+/// The argument that makes a bench this server, and the port after it.
+pub(crate) const ARGUMENT: &str = "--hyper";
+/// As long as what `examples/plain` answers.
+const TEXT: &[u8] = b"hello, world\n";
+
 /// Serves until it is killed.
 pub(crate) fn run(port: u16) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -26,5 +31,5 @@ pub(crate) fn run(port: u16) -> anyhow::Result<()> {
 }
 
 async fn answer(_: http::Request<Incoming>) -> Result<http::Response<Full<Bytes>>, Infallible> {
-    Ok(http::Response::new(Full::new(Bytes::from_static(b"hello"))))
+    Ok(http::Response::new(Full::new(Bytes::from_static(TEXT))))
 }
