@@ -3,11 +3,12 @@
 //! A WASI 0.2 guest runs without the machinery for concurrent calls, which would cost it a third of its time; a
 //! WASI 0.3 guest needs it. Both engines allocate from pools, so that a fresh instance for each request is cheap.
 
+mod machine;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
 use wasmtime::{
     Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
@@ -15,13 +16,16 @@ use wasmtime::{
 
 use crate::guest::heavy::Heavy;
 use crate::host::{self, State};
+use crate::pool::Places;
 
 /// One step of the epoch: the longest that a guest keeps a worker thread without yielding.
 pub const EPOCH_TICK: Duration = Duration::from_millis(2);
-/// Instances at once on one engine, unless the options say otherwise.
-const INSTANCES_DEFAULT: u32 = 1_000;
-/// Of the instances of an engine, one in so many may wait for another request of its component.
-const WAITING_SHARE: u32 = 2;
+/// Memory for each instance when their number is chosen by the machine, bytes. Most have less, a few much more.
+const MEMORY_PER_INSTANCE: u64 = 16 * 1024 * 1024;
+/// Instances at once on one engine when the machine chooses: each takes 8 GiB of address space, half of that more
+/// for one that waits, and of 128 TiB several nodes may share one process.
+const INSTANCES_MAX: u32 = 1_000;
+const INSTANCES_MIN: u32 = 64;
 /// Core instances that a component may have: its own, the preview1 adapter, and the shims between them.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
 /// Core instances for each component instance, on average.
@@ -53,13 +57,25 @@ const ASYNC_STACK_BYTES: usize = 2 * 1024 * 1024;
 /// What a node's operator may choose about the engines.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Instances at once, for each of the two engines.
+    /// Instances that run at once, for each of the two engines. Half as many more may wait for a request.
     pub instances: u32,
+    /// Memory that all instances may count on, bytes.
+    pub memory_bytes: u64,
+}
+
+impl EngineOptions {
+    /// Options for so many instances on this machine.
+    pub fn of_instances(instances: u32) -> Self {
+        Self { instances, memory_bytes: machine::memory_bytes().unwrap_or(u64::MAX) }
+    }
 }
 
 impl Default for EngineOptions {
+    /// As many instances as the machine's memory holds, within [`INSTANCES_MAX`].
     fn default() -> Self {
-        Self { instances: INSTANCES_DEFAULT }
+        let memory_bytes = machine::memory_bytes().unwrap_or(u64::MAX);
+        let instances = u32::try_from(memory_bytes / MEMORY_PER_INSTANCE).unwrap_or(u32::MAX);
+        Self { instances: instances.clamp(INSTANCES_MIN, INSTANCES_MAX), memory_bytes }
     }
 }
 
@@ -98,12 +114,12 @@ pub struct Engines {
 struct Side {
     engine: Engine,
     linker: Linker<State>,
-    /// For instances that wait for their next request, of all pools together.
-    places: Arc<Semaphore>,
+    /// For instances that wait, of all pools together.
+    places: Places,
 }
 
 impl Engines {
-    /// Starts both engines and the thread that advances their epoch.
+    /// Starts both engines, the thread that advances their epoch, and those for guests that compute.
     ///
     /// # Errors
     /// See [`EngineError`].
@@ -111,7 +127,7 @@ impl Engines {
         let p2 = start(options, Generation::P2)?;
         let p3 = start(options, Generation::P3)?;
         tick(vec![p2.weak(), p3.weak()])?;
-        let places = || Arc::new(Semaphore::new((options.instances / WAITING_SHARE) as usize));
+        let places = || Places::new(options.instances, options.memory_bytes);
         let p2 = Side { linker: host::linker_p2(&p2).map_err(EngineError::Link)?, engine: p2, places: places() };
         let p3 = Side { linker: host::linker_p3(&p3).map_err(EngineError::Link)?, engine: p3, places: places() };
         let heavy = Heavy::start().map_err(EngineError::Thread)?;
@@ -144,8 +160,8 @@ impl Engines {
         &self.heavy
     }
 
-    /// Places for instances that wait for their next request.
-    pub(crate) fn places(&self, generation: Generation) -> &Arc<Semaphore> {
+    /// Places for instances that wait.
+    pub(crate) fn places(&self, generation: Generation) -> &Places {
         &self.side(generation).places
     }
 
@@ -193,7 +209,8 @@ fn config(generation: Generation) -> Config {
 
 fn pools(options: &EngineOptions) -> PoolingAllocationConfig {
     let mut pools = PoolingAllocationConfig::new();
-    let instances = options.instances.max(1);
+    let running = options.instances.max(1);
+    let instances = running.saturating_add(Places::beside(running));
     pools.total_component_instances(instances);
     pools.total_core_instances(instances.saturating_mul(CORE_INSTANCES_AVERAGE));
     pools.total_memories(instances.saturating_mul(MEMORIES_PER_COMPONENT));
@@ -238,7 +255,7 @@ mod tests {
 
     #[test]
     fn two_engines_of_one_configuration_have_one_fingerprint() {
-        let options = EngineOptions { instances: 4 };
+        let options = EngineOptions::of_instances(4);
         let (a, b) = (Engines::new(&options).unwrap(), Engines::new(&options).unwrap());
         assert_eq!(a.fingerprint(), b.fingerprint());
         assert_eq!(a.fingerprint().len(), 32);
@@ -246,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_epoch_thread_ends_with_the_last_engine() {
-        let engines = Engines::new(&EngineOptions { instances: 1 }).unwrap();
+        let engines = Engines::new(&EngineOptions::of_instances(1)).unwrap();
         let weak = engines.engine(Generation::P2).weak();
         assert!(weak.upgrade().is_some());
         drop(engines);

@@ -46,7 +46,7 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
     let asked = admit(request, limits.request_body_bytes, &outcome)?;
     let work = run::work(&pool, asked, &outcome, sender);
     let guest = Metered::new(work, Arc::clone(&outcome), Duration::from_millis(limits.cpu_ms), deadline);
-    let mut guest = Guest::new(guest, &pool.heavy);
+    let mut guest = Guest::new(guest, pool.heavy());
     // Here, not in a task of its own: most guests are done before they ever wait.
     let (head, ended) = poll_fn(|cx| {
         let ended = Pin::new(&mut guest).poll(cx);
@@ -71,6 +71,16 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
         Poll::Ready(instance) => answer.ended(response, instance),
         Poll::Pending => Ok(answer.streaming(response, guest, permit)),
     }
+}
+
+/// An instance that no request asked for yet, under the limits of one.
+pub(crate) async fn ahead(pool: &Arc<Pool>) -> Option<Instance> {
+    let limits = &pool.grants.limits;
+    let deadline = Instant::now() + Duration::from_millis(limits.wall_ms);
+    let outcome = Arc::new(Outcome::default());
+    let (made, of) = (Arc::clone(pool), Arc::clone(&outcome));
+    let work = Box::pin(async move { Instance::fresh(&made, &of).await.ok() });
+    Metered::new(work, outcome, Duration::from_millis(limits.cpu_ms), deadline).await
 }
 
 /// The request in the guest's form, if its head allows it at all.

@@ -153,7 +153,7 @@ pub(crate) mod tests {
 
     #[test]
     fn each_generation_offers_what_the_design_lists() {
-        let engines = Engines::new(&EngineOptions { instances: 1 }).unwrap();
+        let engines = Engines::new(&EngineOptions::of_instances(1)).unwrap();
         let both = [
             "wasi:http/types@0.2.0",
             "wasi:http/outgoing-handler@0.2.12",

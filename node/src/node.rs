@@ -53,6 +53,9 @@ const CERTIFICATES_LOOK: Duration = Duration::from_secs(30);
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// How long an operator's request may take to end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
+/// How long the last instances may take to go, and how often that is looked at.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+const RELEASE_LOOK: Duration = Duration::from_millis(5);
 /// Where compiled code lies below the state directory.
 const COMPILED: &str = "compiled";
 /// Requests under way at once in `selvage up`.
@@ -274,6 +277,15 @@ impl Node {
             admin.drain(Instant::now() + ADMIN_DRAIN).await;
         }
         self.kv.close().await;
+        // With the apps go the instances that were being made for requests that will not come. Until the last one is
+        // gone it holds the store's files, which whoever starts next wants.
+        self.parts.table.store(Arc::new(Table::empty()));
+        let released = async {
+            while !self.kv.is_last_handle() {
+                tokio::time::sleep(RELEASE_LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(RELEASE_MAX, released).await;
     }
 }
 

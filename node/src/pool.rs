@@ -1,13 +1,19 @@
 //! Instances of one component.
 //!
-//! A [`Lease`] is one instance for one request, fresh or, if the app's author chose that, used before. As many as the component's limit run at once; a few more
-//! requests wait for a lease, and what is beyond that, or waits past its deadline, is [`Fault::Overload`].
+//! A [`Lease`] is one instance for one request: one that nobody used before, made ahead where there was time for it, or,
+//! if the app's author chose that, one that answered other requests. As many as the component's limit run at once; a
+//! few more requests wait for a lease, and what is beyond that, or waits past its deadline, is [`Fault::Overload`].
+//!
+//! What nobody asks for goes: first the instances that wait, then the code.
 
+mod ahead;
+mod code;
 mod idle;
+mod places;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,22 +24,31 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use wasmtime::Engine;
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-use wasmtime_wasi_http::p3::bindings::ServicePre;
 
+use self::ahead::Ahead;
+use self::code::Code;
 use self::idle::Idle;
-use crate::engine::{Engines, Generation};
+use self::places::Place;
+use crate::engine::Engines;
 use crate::fault::Fault;
 use crate::guest;
 use crate::guest::heavy::Heavy;
 use crate::guest::instance::Instance;
+use crate::host;
 use crate::host::outbound::Egress;
-use crate::host::{self, State};
 use crate::release::compile::Compiled;
 use crate::request::{Request, Response};
 
 /// Requests that may wait for a lease, for each that may run.
 const WAITING_PER_RUNNING: usize = 4;
+
+/// Instances that are made ahead of the requests of a component, at most.
+const AHEAD_MAX: usize = 16;
+/// How long one waits that was made ahead.
+const AHEAD_UNUSED_MAX: Duration = Duration::from_secs(10);
+
+pub(crate) use self::code::Pre;
+pub(crate) use self::places::Places;
 
 /// What a component may use.
 pub struct Grants {
@@ -87,44 +102,31 @@ pub enum ActivateError {
     },
 }
 
-/// A component that is linked and ready to be instantiated.
-pub(crate) enum Pre {
-    P2(ProxyPre<State>),
-    P3(ServicePre<State>),
-}
-
 /// The instances of one component.
 pub struct Pool {
-    pub(crate) engine: Engine,
-    /// Where guests go that compute for long.
-    pub(crate) heavy: Heavy,
-    pub(crate) pre: Pre,
+    code: Code,
     /// The component's files, open as long as the pool is.
     pub(crate) files: WasiFilesystemCtx,
     pub(crate) grants: Arc<Grants>,
     slots: Arc<Semaphore>,
     waiting: AtomicUsize,
-    kept: Option<Kept>,
-}
-
-/// What answered a request and waits for the next one.
-struct Kept {
-    reuse: Reuse,
-    /// Shared by all pools of the engine: what waits must never take all room from what runs.
-    places: Arc<Semaphore>,
+    places: Places,
     idle: Idle<Rested>,
-    /// Ends with the pool.
-    sweepers: Mutex<JoinSet<()>>,
+    ahead: Ahead,
+    /// Whether somebody calls [`Pool::expire`] until nothing is left.
+    is_swept: AtomicBool,
+    /// What the pool does by itself. It ends with the pool.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 /// An instance that waits for its next request, with its place.
 pub(crate) struct Rested {
     instance: Instance,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Pool {
-    /// Links a component to what it was granted.
+    /// Links a component to what it was granted. Call it where there is a tokio runtime.
     ///
     /// # Errors
     /// It imports or exports something else than this node can serve: it fails here, never at a request.
@@ -133,31 +135,25 @@ impl Pool {
             let source = error.downcast().unwrap_or_else(std::io::Error::other);
             ActivateError::Files { path: grants.files.clone().unwrap_or_default(), source }
         })?;
-        let generation = compiled.generation();
-        let linker = engines.linker(generation);
-        let linked = linker.instantiate_pre(compiled.component()).map_err(|error| {
-            let missing = host::missing(linker, compiled.component());
-            if missing.is_empty() { ActivateError::Mismatch(error) } else { ActivateError::Imports { missing } }
-        })?;
-        let pre = match generation {
-            Generation::P2 => ProxyPre::new(linked).map(Pre::P2),
-            Generation::P3 => ServicePre::new(linked).map(Pre::P3),
-        };
         let slots = grants.limits.concurrent_requests as usize;
-        let kept = match grants.isolation {
-            Isolation::Fresh => None,
-            Isolation::Reuse(reuse) => Some(Kept::new(reuse, slots, engines.places(generation))),
+        let idle = match grants.isolation {
+            Isolation::Fresh => Idle::new(AHEAD_MAX.min(slots), AHEAD_UNUSED_MAX),
+            Isolation::Reuse(reuse) => Idle::new(slots, Duration::from_millis(reuse.idle_ms)),
         };
-        Ok(Arc::new(Self {
-            engine: engines.engine(generation).clone(),
-            heavy: engines.heavy().clone(),
-            pre: pre.map_err(ActivateError::NotHttp)?,
+        let pool = Arc::new(Self {
+            code: Code::new(engines, compiled)?,
             files,
             grants: Arc::new(grants),
             slots: Arc::new(Semaphore::new(slots.min(Semaphore::MAX_PERMITS))),
             waiting: AtomicUsize::new(0),
-            kept,
-        }))
+            places: engines.places(compiled.generation()).clone(),
+            idle,
+            ahead: Ahead::default(),
+            is_swept: AtomicBool::new(false),
+            tasks: Mutex::new(JoinSet::new()),
+        });
+        pool.begin_sweep();
+        Ok(pool)
     }
 
     /// Takes the right to run one instance, at once or when another request is done.
@@ -182,42 +178,110 @@ impl Pool {
         (self.grants.limits.concurrent_requests as usize).saturating_mul(WAITING_PER_RUNNING)
     }
 
-    /// Instances that wait for their next request.
+    /// Instances that wait for a request: made ahead, or for the next one.
     pub fn idle(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.idle.count())
+        self.idle.count()
     }
 
-    /// Gives up the instances that wait too long at `now`. The pool does so itself as time goes by. False if none is
-    /// left.
+    /// Whether the component's code is in memory.
+    pub fn is_loaded(&self) -> bool {
+        self.code.is_loaded()
+    }
+
+    /// Gives up the instances that wait too long at `now`, and the code if nobody asked for it for long. The pool does
+    /// so itself as time goes by. False if nothing is left.
     pub fn expire(&self, now: Instant) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.idle.expire(now))
+        self.ahead.settle();
+        self.idle.expire(now) || self.code.expire(now)
     }
 
     /// When an instance that answered a request is given up, if it may answer another at all.
     pub(crate) fn reuse(&self) -> Option<&Reuse> {
-        self.kept.as_ref().map(|kept| &kept.reuse)
+        match &self.grants.isolation {
+            Isolation::Fresh => None,
+            Isolation::Reuse(reuse) => Some(reuse),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        self.code.engine()
+    }
+
+    /// Where guests go that compute for long.
+    pub(crate) fn heavy(&self) -> &Heavy {
+        self.code.engines().heavy()
+    }
+
+    /// The code, to make an instance of.
+    ///
+    /// # Errors
+    /// [`Fault::Node`] if it can't be loaded again.
+    pub(crate) async fn code(self: &Arc<Self>) -> Result<Arc<Pre>, Fault> {
+        let (pre, was_loaded) = self.code.get().await?;
+        if was_loaded {
+            self.begin_sweep();
+        }
+        Ok(pre)
     }
 
     /// An instance that waits for a request. Nobody else has it.
-    pub(crate) fn take(&self) -> Option<Instance> {
-        Some(self.kept.as_ref()?.idle.take(Instant::now())?.instance)
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Instance> {
+        let taken = self.idle.take(Instant::now());
+        if self.reuse().is_none() {
+            let running = self.grants.limits.concurrent_requests as usize - self.slots.available_permits();
+            if self.ahead.ask(running, self.idle.count()) {
+                self.make_ahead();
+            }
+        }
+        Some(taken?.instance)
     }
 
     /// A place to wait in for an instance, or the end of it.
     pub(crate) fn rest(&self, instance: Instance) -> Option<Rested> {
-        let place = Arc::clone(&self.kept.as_ref()?.places).try_acquire_owned().ok()?;
+        let place = self.places.take(instance.memory_bytes())?;
         Some(Rested { instance, _place: place })
     }
 
     /// Keeps an instance for its next request.
     pub(crate) fn keep(self: &Arc<Self>, rested: Rested) {
-        let Some(kept) = &self.kept else { return };
-        if kept.idle.put(rested, Instant::now()) {
-            let mut sweepers = kept.sweepers.lock().unwrap_or_else(PoisonError::into_inner);
-            // The one before has found nothing left: it ends, or has ended.
-            while sweepers.try_join_next().is_some() {}
-            sweepers.spawn(sweep(Arc::downgrade(self), Duration::from_millis(kept.reuse.idle_ms)));
+        self.idle.put(rested, Instant::now());
+        self.begin_sweep();
+    }
+
+    /// Makes instances with the time that requests leave.
+    fn make_ahead(self: &Arc<Self>) {
+        let pool = Arc::downgrade(self);
+        let made = self.heavy().spawn(async move {
+            while let Some(pool) = pool.upgrade() {
+                if !pool.ahead.goes_on(|| pool.idle.count()) {
+                    return;
+                }
+                match guest::ahead(&pool).await.and_then(|instance| pool.rest(instance)) {
+                    Some(rested) => pool.keep(rested),
+                    // It fails, or there is no room: the next request that finds none begins again.
+                    None => return pool.ahead.made(),
+                }
+            }
+        });
+        if let Some(made) = made {
+            self.spawn(async move {
+                // It has nothing to say.
+                let _ = made.await;
+            });
         }
+    }
+
+    /// Looks after what waits until nothing does, unless somebody does so already.
+    fn begin_sweep(self: &Arc<Self>) {
+        if !self.is_swept.load(Ordering::Relaxed) && !self.is_swept.swap(true, Ordering::AcqRel) {
+            self.spawn(sweep(Arc::downgrade(self), self.idle.longest()));
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
     }
 
     /// What a request of this component may use.
@@ -226,18 +290,18 @@ impl Pool {
     }
 }
 
-impl Kept {
-    fn new(reuse: Reuse, max: usize, places: &Arc<Semaphore>) -> Self {
-        let idle = Idle::new(max, Duration::from_millis(reuse.idle_ms));
-        Self { reuse, places: Arc::clone(places), idle, sweepers: Mutex::new(JoinSet::new()) }
-    }
-}
-
-/// Gives up instances for which no request comes, until none waits any more.
-async fn sweep(pool: Weak<Pool>, every: Duration) {
+/// Gives up what nobody asks for, until nothing is left.
+async fn sweep(pool: Weak<Pool>, longest: Duration) {
     loop {
-        tokio::time::sleep(every).await;
-        if !pool.upgrade().is_some_and(|pool| pool.expire(Instant::now())) {
+        let Some(waits) = pool.upgrade().map(|pool| pool.idle() > 0) else { return };
+        tokio::time::sleep(if waits { longest } else { code::UNUSED_MAX / 2 }).await;
+        let Some(pool) = pool.upgrade() else { return };
+        if pool.expire(Instant::now()) {
+            continue;
+        }
+        pool.is_swept.store(false, Ordering::Release);
+        // What came while this one was about to end would be left alone.
+        if !(pool.idle() > 0 || pool.code.expire(Instant::now())) || pool.is_swept.swap(true, Ordering::AcqRel) {
             return;
         }
     }

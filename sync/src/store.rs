@@ -275,6 +275,11 @@ impl Kv {
         link.peers().into_iter().map(status).collect()
     }
 
+    /// Whether nobody else holds this store: its files are free as soon as this handle is dropped.
+    pub fn is_last_handle(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
+    }
+
     /// Ends the links, flushes and ends the committer. Reads go on working; writes fail.
     pub async fn close(&self) {
         if let Some(link) = &self.shared.link {

@@ -44,10 +44,10 @@ impl Heavy {
         Ok(Self { threads: Arc::new(Threads(Some(runtime))) })
     }
 
-    fn take(&self, guest: Metered) -> Option<Moved> {
-        let time = guest.time();
-        let work = There { guest, home: Handle::current() };
-        self.threads.0.as_ref().map(|runtime| Moved { task: runtime.spawn(work), time })
+    /// Work of the node itself that can wait, on the same threads.
+    pub(crate) fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<Moved<T>> {
+        let work = There { work: Box::pin(work), home: Handle::current() };
+        self.threads.0.as_ref().map(|runtime| Moved(runtime.spawn(work)))
     }
 }
 
@@ -65,7 +65,7 @@ pub(super) enum Guest {
     /// In the task that asks.
     Here(Metered, Heavy),
     /// On a thread for those that compute.
-    There(Moved),
+    There(Moved<Option<Instance>>, Time),
 }
 
 impl Guest {
@@ -75,7 +75,7 @@ impl Guest {
 
     /// Whether what it sends comes from another thread.
     pub(super) fn has_moved(&self) -> bool {
-        matches!(self, Self::There(_))
+        matches!(self, Self::There(..))
     }
 }
 
@@ -88,50 +88,48 @@ impl Future for Guest {
             if polled.is_ready() || !guest.is_heavy() {
                 return polled;
             }
-            let Some(moved) = heavy.take(guest.take()) else { return Poll::Ready(None) };
-            *self = Self::There(moved);
+            let time = guest.time();
+            let Some(moved) = heavy.spawn(guest.take()) else { return Poll::Ready(None) };
+            *self = Self::There(moved, time);
         }
-        match &mut *self {
-            Self::There(moved) => moved.poll(cx),
-            Self::Here(..) => Poll::Pending,
+        let Self::There(moved, time) = &mut *self else { return Poll::Pending };
+        if let Poll::Ready(ended) = Pin::new(moved).poll(cx) {
+            return Poll::Ready(ended.flatten());
         }
+        Pin::new(time).poll(cx).map(|()| None)
     }
 }
 
-/// A guest on another thread. It ends there when this is dropped.
-pub(super) struct Moved {
-    task: JoinHandle<Option<Instance>>,
-    time: Time,
-}
+/// Work on another thread. It ends there when this is dropped.
+pub(crate) struct Moved<T>(JoinHandle<T>);
 
-impl Moved {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Instance>> {
-        if let Poll::Ready(ended) = Pin::new(&mut self.task).poll(cx) {
-            // It fails only if the guest's code in the host panicked, which was told already.
-            return Poll::Ready(ended.unwrap_or_default());
-        }
-        Pin::new(&mut self.time).poll(cx).map(|()| None)
+impl<T> Future for Moved<T> {
+    /// `None` if it panicked, which was told already, or was cut off.
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        Pin::new(&mut self.0).poll(cx).map(Result::ok)
     }
 }
 
-impl Drop for Moved {
+impl<T> Drop for Moved<T> {
     fn drop(&mut self) {
-        self.task.abort();
+        self.0.abort();
     }
 }
 
-/// A guest's work as a task of those threads. Its sockets, timers and tasks stay with the runtime that it came from.
-struct There {
-    guest: Metered,
+/// Work as a task of those threads. Its sockets, timers and tasks stay with the runtime that it came from.
+struct There<T> {
+    work: Pin<Box<dyn Future<Output = T> + Send>>,
     home: Handle,
 }
 
-impl Future for There {
-    type Output = Option<Instance>;
+impl<T> Future for There<T> {
+    type Output = T;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Instance>> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let me = &mut *self;
         let _home = me.home.enter();
-        Pin::new(&mut me.guest).poll(cx)
+        me.work.as_mut().poll(cx)
     }
 }

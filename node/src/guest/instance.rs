@@ -48,9 +48,10 @@ impl Instance {
     ///
     /// # Errors
     /// The guest fails already while it is instantiated, or there is no room for it.
-    pub(super) async fn fresh(pool: &Pool, outcome: &Arc<Outcome>) -> Result<Self, Fault> {
+    pub(super) async fn fresh(pool: &Arc<Pool>, outcome: &Arc<Outcome>) -> Result<Self, Fault> {
+        let pre = pool.code().await?;
         let mut store = store(pool, outcome);
-        let exports = match &pool.pre {
+        let exports = match &*pre {
             Pre::P2(pre) => pre.instantiate_async(&mut store).await.map(Exports::P2),
             Pre::P3(pre) => pre.instantiate_async(&mut store).await.map(Exports::P3),
         };
@@ -61,7 +62,12 @@ impl Instance {
         Ok(Self { store, exports, answered: 0 })
     }
 
-    /// One that answered other requests, for the request of `outcome`.
+    /// What its linear memories have together, bytes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.store.data().memory.used()
+    }
+
+    /// One that waited, for the request of `outcome`.
     pub(super) fn again(mut self, outcome: &Arc<Outcome>) -> Self {
         self.store.data_mut().memory.answer_to(Arc::clone(outcome));
         self.store.set_epoch_deadline(1);
@@ -115,7 +121,7 @@ fn store(pool: &Pool, outcome: &Arc<Outcome>) -> Store<State> {
         memory: Memory::new(grants.limits.memory_bytes, Arc::clone(outcome)),
         grants: Arc::clone(grants),
     };
-    let mut store = Store::new(&pool.engine, state);
+    let mut store = Store::new(pool.engine(), state);
     store.limiter(|state| &mut state.memory);
     store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
     store.set_max_component_handles(HANDLES_MAX);

@@ -194,7 +194,7 @@ mod tests {
     async fn a_store_is_used_through_the_asynchronous_interface() {
         type Host = HasSelf<State>;
         let (state, _dir) = state(&["default"]).await;
-        let engines = Engines::new(&EngineOptions { instances: 1 }).unwrap();
+        let engines = Engines::new(&EngineOptions::of_instances(1)).unwrap();
         let mut store = WasmStore::new(engines.engine(Generation::P3), state);
         let used = store.run_concurrent(async |accessor| {
             let accessor = &accessor.with_getter::<Host>(|state| state);

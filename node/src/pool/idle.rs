@@ -8,61 +8,57 @@ pub(super) struct Idle<T> {
     max: usize,
     longest: Duration,
     /// Held for a push or a pop only; what is given up is dropped after it.
-    stack: Mutex<Stack<T>>,
-}
-
-struct Stack<T> {
+    ///
     /// The one used last is the last.
-    waiting: Vec<(Instant, T)>,
-    /// Whether somebody calls [`Idle::expire`] until nothing is left.
-    is_swept: bool,
+    stack: Mutex<Vec<(Instant, T)>>,
 }
 
 impl<T> Idle<T> {
     pub(super) fn new(max: usize, longest: Duration) -> Self {
-        Self { max, longest, stack: Mutex::new(Stack { waiting: Vec::new(), is_swept: false }) }
+        Self { max, longest, stack: Mutex::new(Vec::new()) }
     }
 
     /// The one used last, if it does not wait too long already.
     pub(super) fn take(&self, now: Instant) -> Option<T> {
-        let (since, last) = self.lock().waiting.pop()?;
+        let (since, last) = self.lock().pop()?;
         (!self.is_over(since, now)).then_some(last)
     }
 
-    /// Lets one wait; beyond the most, it is dropped. True if somebody must begin to sweep.
-    #[must_use]
-    pub(super) fn put(&self, one: T, now: Instant) -> bool {
+    /// Lets one wait; beyond the most, it is dropped.
+    pub(super) fn put(&self, one: T, now: Instant) {
         let mut stack = self.lock();
-        if stack.waiting.len() >= self.max {
+        if stack.len() >= self.max {
             drop(stack);
             drop(one);
-            return false;
+        } else {
+            stack.push((now, one));
         }
-        stack.waiting.push((now, one));
-        !std::mem::replace(&mut stack.is_swept, true)
     }
 
-    /// Drops what waits too long. False if nothing is left, and nobody needs to sweep any more.
+    /// Drops what waits too long. False if nothing is left.
     pub(super) fn expire(&self, now: Instant) -> bool {
         let mut stack = self.lock();
-        let over = stack.waiting.iter().take_while(|(since, _)| self.is_over(*since, now)).count();
-        let dropped: Vec<_> = stack.waiting.drain(..over).collect();
-        stack.is_swept = !stack.waiting.is_empty();
-        let is_left = stack.is_swept;
+        let over = stack.iter().take_while(|(since, _)| self.is_over(*since, now)).count();
+        let dropped: Vec<_> = stack.drain(..over).collect();
+        let is_left = !stack.is_empty();
         drop(stack);
         drop(dropped);
         is_left
     }
 
     pub(super) fn count(&self) -> usize {
-        self.lock().waiting.len()
+        self.lock().len()
+    }
+
+    pub(super) fn longest(&self) -> Duration {
+        self.longest
     }
 
     fn is_over(&self, since: Instant, now: Instant) -> bool {
         now.saturating_duration_since(since) >= self.longest
     }
 
-    fn lock(&self) -> MutexGuard<'_, Stack<T>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Instant, T)>> {
         self.stack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -77,7 +73,7 @@ mod tests {
     fn the_one_used_last_is_used_next() {
         let (idle, now) = (Idle::new(3, LONGEST), Instant::now());
         for one in ["a", "b"] {
-            let _ = idle.put(one, now);
+            idle.put(one, now);
         }
         assert_eq!([idle.take(now), idle.take(now), idle.take(now)], [Some("b"), Some("a"), None]);
     }
@@ -86,7 +82,7 @@ mod tests {
     fn beyond_the_most_nothing_waits() {
         let (idle, now) = (Idle::new(2, LONGEST), Instant::now());
         for one in ["a", "b", "c"] {
-            let _ = idle.put(one, now);
+            idle.put(one, now);
         }
         assert_eq!((idle.count(), idle.take(now)), (2, Some("b")));
     }
@@ -94,23 +90,22 @@ mod tests {
     #[test]
     fn what_waited_too_long_is_never_used() {
         let (idle, now) = (Idle::new(2, LONGEST), Instant::now());
-        let _ = idle.put("a", now);
+        idle.put("a", now);
         assert_eq!(idle.take(now + LONGEST), None);
-        let _ = idle.put("b", now);
+        idle.put("b", now);
         assert_eq!(idle.take(now + LONGEST / 2), Some("b"));
     }
 
     #[test]
-    fn the_sweep_begins_once_and_ends_with_the_last() {
+    fn what_waits_too_long_is_dropped_and_nothing_else() {
         let (idle, now) = (Idle::new(3, LONGEST), Instant::now());
-        assert!(idle.put("a", now));
-        assert!(!idle.put("b", now + LONGEST / 2), "somebody sweeps already");
+        idle.put("a", now);
+        idle.put("b", now + LONGEST / 2);
         assert!(idle.expire(now + LONGEST / 2));
         assert_eq!(idle.count(), 2);
         assert!(idle.expire(now + LONGEST));
         assert_eq!(idle.count(), 1, "the older one is gone");
         assert!(!idle.expire(now + LONGEST * 2));
         assert_eq!(idle.count(), 0);
-        assert!(idle.put("c", now), "nobody sweeps any more");
     }
 }

@@ -3,12 +3,15 @@
 mod cache;
 mod shape;
 
+use std::sync::Arc;
+
 use wasmtime::component::Component;
 
 use self::shape::Shape;
 use super::verify::VerifiedComponent;
 use crate::engine::{Engines, Generation};
 
+pub(crate) use self::cache::OnDisk;
 pub use self::cache::{CacheError, CompileCache};
 
 /// A component as native code, and the generation of `wasi:http` that it exports.
@@ -16,6 +19,8 @@ pub use self::cache::{CacheError, CompileCache};
 pub struct Compiled {
     component: Component,
     generation: Generation,
+    /// Where it can be loaded from again.
+    on_disk: Option<Arc<OnDisk>>,
 }
 
 /// A component can't be compiled.
@@ -46,6 +51,10 @@ impl Compiled {
     pub(crate) fn generation(&self) -> Generation {
         self.generation
     }
+
+    pub(crate) fn on_disk(&self) -> Option<&Arc<OnDisk>> {
+        self.on_disk.as_ref()
+    }
 }
 
 /// Compiles `component`, or takes its code from `cache`. Long and CPU-bound: call it where blocking is allowed.
@@ -71,12 +80,14 @@ pub fn compile(
     };
     let engine = engines.engine(generation);
     let entry = cache.entry(component.digest(), &engines.fingerprint());
-    if let Some(component) = entry.load(engine) {
-        return Ok(Compiled { component, generation });
+    let loaded = |(component, on_disk)| Compiled { component, generation, on_disk: Some(Arc::new(on_disk)) };
+    if let Some(found) = entry.load(engine) {
+        return Ok(loaded(found));
     }
     let component = Component::from_binary(engine, bytes).map_err(CompileError::Compile)?;
     entry.store(&component);
-    Ok(Compiled { component, generation })
+    // From the disk it takes only the memory that is used of it.
+    Ok(entry.load(engine).map_or(Compiled { component, generation, on_disk: None }, loaded))
 }
 
 /// The generation of an exported interface, if it is a handler that this node calls. Release candidates are other

@@ -35,7 +35,7 @@ const INSTANCES: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The engines of all tests, and the code that they compiled. The cache stays: the next run is faster.
-static ENGINES: LazyLock<Engines> = LazyLock::new(|| Engines::new(&EngineOptions { instances: INSTANCES }).unwrap());
+static ENGINES: LazyLock<Engines> = LazyLock::new(|| Engines::new(&EngineOptions::of_instances(INSTANCES)).unwrap());
 static CACHE: LazyLock<CompileCache> =
     LazyLock::new(|| CompileCache::open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests")).unwrap());
 

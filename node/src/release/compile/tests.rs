@@ -16,7 +16,7 @@ use crate::release::verify::{Policy, verify};
 const HANDLER: &str = r#"(component (instance $h) (export "wasi:http/incoming-handler@0.2.0" (instance $h)))"#;
 
 fn engines() -> Engines {
-    Engines::new(&EngineOptions { instances: 1 }).unwrap()
+    Engines::new(&EngineOptions::of_instances(1)).unwrap()
 }
 
 fn compile_text(engines: &Engines, cache: &CompileCache, text: &str) -> Result<Compiled, CompileError> {
@@ -68,7 +68,7 @@ fn an_entry_with_any_byte_changed_is_compiled_again() {
     let path = only_entry(dir.path());
     let good = std::fs::read(&path).unwrap();
     let entry = cache.entry(Digest::of(&wat::parse_str(HANDLER).unwrap()), &engines.fingerprint());
-    for at in [0, 31, 32, good.len() / 2, good.len() - 1] {
+    for at in [0, 31, good.len() / 2, good.len() - 33, good.len() - 32, good.len() - 1] {
         let mut bad = good.clone();
         bad[at] ^= 1;
         std::fs::write(&path, &bad).unwrap();
@@ -81,6 +81,30 @@ fn an_entry_with_any_byte_changed_is_compiled_again() {
     }
     compile_text(&engines, &cache, HANDLER).unwrap();
     assert!(entry.load(engines.engine(Generation::P2)).is_some());
+}
+
+#[test]
+fn code_can_be_loaded_again_whatever_became_of_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let engines = engines();
+    let compiled = compile_text(&engines, &CompileCache::open(dir.path()).unwrap(), HANDLER).unwrap();
+    let path = only_entry(dir.path());
+    let on_disk = compiled.on_disk().expect("what was just written is mapped");
+    std::fs::remove_file(&path).unwrap();
+    assert!(on_disk.load(engines.engine(Generation::P2)).is_ok());
+    // Another file of that name is not what is loaded.
+    std::fs::write(&path, b"else").unwrap();
+    assert!(on_disk.load(engines.engine(Generation::P2)).is_ok());
+}
+
+#[test]
+fn a_directory_that_others_may_write_to_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o770)).unwrap();
+    let error = CompileCache::open(dir.path()).err().unwrap();
+    assert!(matches!(error, CacheError::Writable { .. }), "{error}");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(CompileCache::open(dir.path()).is_ok());
 }
 
 #[test]

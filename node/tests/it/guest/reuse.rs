@@ -43,7 +43,35 @@ async fn a_fresh_instance_knows_nothing_of_other_requests() {
     for _ in 0..3 {
         assert_eq!(guest.count("/").await, "1");
     }
-    assert_eq!(guest.pool.idle(), 0);
+}
+
+#[tokio::test]
+async fn fresh_instances_are_made_ahead_and_each_answers_one_request() {
+    let guest = Guest::new("counter.wat").await.activate().unwrap();
+    assert_eq!((guest.pool.idle(), guest.count("/").await), (0, "1".into()));
+    for _ in 0..3 {
+        made_ahead(&guest, 1).await;
+        assert_eq!(guest.count("/").await, "1");
+    }
+    made_ahead(&guest, 1).await;
+    assert!(!guest.pool.expire(Instant::now() + Duration::from_hours(1)), "nobody needs it");
+    assert_eq!((guest.pool.idle(), guest.count("/").await), (0, "1".into()));
+}
+
+#[tokio::test]
+async fn code_that_nobody_asks_for_goes_and_comes_back() {
+    for name in ["counter.wat", "gate"] {
+        let guest = Guest::new(name).await.activate().unwrap();
+        assert!(guest.pool.is_loaded());
+        for _ in 0..2 {
+            assert!(!guest.pool.expire(Instant::now() + Duration::from_hours(1)));
+            assert!(!guest.pool.is_loaded());
+            // Many at once load it once.
+            let asked = futures_util::future::join_all((0..4).map(|_| guest.get("/public/x"))).await;
+            assert!(asked.into_iter().all(|answer| answer.unwrap().status() == 200));
+            assert!(guest.pool.is_loaded());
+        }
+    }
 }
 
 #[tokio::test]
@@ -91,6 +119,16 @@ async fn instances_of_a_crowd_are_never_shared() {
         assert_eq!(ends, [round; 4]);
         settled(&guest, 4).await;
     }
+}
+
+/// Waits until so many instances were made ahead: threads do so that have only what others leave them.
+async fn made_ahead(guest: &Active, idle: usize) {
+    let made = async {
+        while guest.pool.idle() < idle {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, made).await.expect("nobody makes instances ahead");
 }
 
 /// Lets the guests come to their ends until so many instances wait.

@@ -65,7 +65,7 @@ fn a_guest_that_hoards_files_takes_a_bounded_number_of_descriptors() {
 /// A component may have more than one memory in each of its instances.
 #[tokio::test]
 async fn guests_of_many_memories_leave_places_for_others() {
-    let engines = Engines::new(&EngineOptions { instances: 16 }).unwrap();
+    let engines = Engines::new(&EngineOptions::of_instances(16)).unwrap();
     let activate = async |text: &str, concurrent: u32| {
         let mut guest = Guest::new("hello.wat").await.limits(|limits| limits.concurrent_requests = concurrent);
         guest.code = wat::parse_str(text).unwrap().into();
