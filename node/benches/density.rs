@@ -1,5 +1,6 @@
 //! Thousands of components on one node: how long until it is ready, what each costs in memory, what its first request
-//! and every other one takes; and how long a whole process needs for its first answer.
+//! and every other one takes, also after a rest; how long a whole node takes to start with all of them on its disk; and
+//! how long a process with one of them needs for its first answer.
 //!
 //! `cargo bench -p selvage-node --bench density -- [COMPONENTS] [plain|hello.wat]`. All code is compiled first, into a
 //! cache that stays in the target directory: the next run begins sooner. Then another process, on one core, makes all
@@ -15,6 +16,7 @@ mod apps;
 mod figures;
 #[allow(dead_code, reason = "each bench asks for a part of it")]
 mod process;
+mod restart;
 #[allow(dead_code, reason = "each bench asks for a part of it")]
 mod servers;
 mod start;
@@ -34,7 +36,7 @@ use selvage_node::serve::{Parts, serve};
 use aim::Aim;
 use apps::Template;
 use figures::{Figure, ROUNDS, look, say, settle, without_backtraces};
-use process::{Resident, resident};
+use process::{Resident, descriptors, mappings, resident};
 
 /// Components, unless the argument says otherwise.
 const COMPONENTS: u32 = 2_000;
@@ -42,6 +44,10 @@ const COMPONENTS: u32 = 2_000;
 const IN_TURN: usize = 1_000;
 /// The argument that makes this program the process that loads.
 const LOAD: &str = "--load";
+/// The argument that makes it the node that starts; the directory stands behind it.
+const RESTART: &str = "--restart=";
+/// How long nobody asks. A node gives up what nobody asked for within a minute and a half.
+const REST: Duration = Duration::from_secs(100);
 /// How many components are compiled between two lines of progress.
 const PROGRESS: u32 = 100;
 
@@ -85,19 +91,33 @@ fn main() -> anyhow::Result<()> {
         settle()?;
     }
     let options = Options::read()?;
+    if let Some(dir) = std::env::args().find_map(|word| Some(word.strip_prefix(RESTART)?.to_owned())) {
+        // As `selvage node` runs: on all cores.
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        return runtime.block_on(restart::start(Path::new(&dir), options.components as usize));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if is_load {
         // One task makes all calls, a server's only a few in a turn: without this it would be made to yield among them.
         return runtime.block_on(tokio::task::unconstrained(load(&options)));
     }
     runtime.block_on(compile(&options))?;
+    let dir = tempfile::tempdir()?;
+    restart::prepare(dir.path(), &compiled(), &options.template()?, options.components)?;
     look("before")?;
-    let (components, guest) = (options.components.to_string(), options.guest.as_str());
-    let mut loading = std::process::Command::new(std::env::current_exe()?);
-    let ended = without_backtraces(&mut loading).args([LOAD, components.as_str(), guest]).status()?;
-    ensure!(ended.success(), "the process that loads ended with {ended}");
+    again(LOAD, &options)?;
+    again(&format!("{RESTART}{}", dir.path().display()), &options)?;
     start::measure()?;
     look("after")
+}
+
+/// Runs this program as another process.
+fn again(mode: &str, options: &Options) -> anyhow::Result<()> {
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    without_backtraces(&mut command).args([mode, &options.components.to_string(), &options.guest]);
+    let ended = command.status()?;
+    ensure!(ended.success(), "{mode} ended with {ended}");
+    Ok(())
 }
 
 /// Where compiled code stays from run to run.
@@ -147,15 +167,7 @@ async fn load(options: &Options) -> anyhow::Result<()> {
     say(format_args!("  ready in {ready:.0} ms, {each:.2} ms each  {}", READY_MS.judge(ready, " ms")));
     tell_resident("idle", empty, components)?;
 
-    let mut first = Vec::with_capacity(components);
-    for number in 0..components {
-        first.push(millis(ask(&parts, &template, number).await?));
-    }
-    first.sort_by(f64::total_cmp);
-    let at = |percent: usize| first[(first.len() - 1) * percent / 100];
-    let aim = FIRST_P99_MS.judge(at(99), " ms at p99");
-    say(format_args!("  first request of each: p50 {:.2} ms  p99 {:.2} ms  {aim}", at(50), at(99)));
-
+    first_requests("first request of each", &parts, &template, components).await?;
     let in_turn = components.min(IN_TURN);
     let mut micros = Figure::default();
     for _ in 0..ROUNDS {
@@ -169,7 +181,24 @@ async fn load(options: &Options) -> anyhow::Result<()> {
     let aim = IN_TURN_US.judge(median, " µs");
     say(format_args!("  in turn over {in_turn}: {median:.1} µs a request ({min:.1} to {max:.1})  {aim}{doubt}"));
     tell_resident("after all that", empty, components)?;
+    // Others run now: what gives up what nobody asks for.
+    tokio::time::sleep(REST).await;
+    tell_resident(&format!("after a rest of {REST:?}"), empty, components)?;
+    first_requests("the next request of each", &parts, &template, components).await?;
     base.kv.close().await;
+    Ok(())
+}
+
+/// One request for each app.
+async fn first_requests(what: &str, parts: &Arc<Parts>, template: &Template, apps: usize) -> anyhow::Result<()> {
+    let mut times = Vec::with_capacity(apps);
+    for number in 0..apps {
+        times.push(millis(ask(parts, template, number).await?));
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    let aim = FIRST_P99_MS.judge(at(99), " ms at p99");
+    say(format_args!("  {what}: p50 {:.2} ms  p99 {:.2} ms  {aim}", at(50), at(99)));
     Ok(())
 }
 
@@ -179,9 +208,10 @@ fn tell_resident(when: &str, empty: Resident, components: usize) -> anyhow::Resu
     let (all, anonymous) = (each(now.kib, empty.kib), each(now.anonymous_kib, empty.anonymous_kib));
     // What is a file's can be given back when memory is short; it counts all the same.
     let aim = RESIDENT_KIB.judge(all, " KiB");
-    let mib = now.kib / 1024.0;
+    let (mib, descriptors, mappings) = (now.kib / 1024.0, descriptors()?, mappings()?);
     say(format_args!(
-        "  resident {when}: {all:.0} KiB each, {anonymous:.0} of it no file's; {mib:.0} MiB in all  {aim}"
+        "  resident {when}: {all:.0} KiB each, {anonymous:.0} of it no file's  {aim}; in all {mib:.0} MiB, {descriptors} \
+         descriptors, {mappings} mappings"
     ));
     Ok(())
 }

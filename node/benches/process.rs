@@ -50,6 +50,11 @@ pub(crate) fn threads() -> anyhow::Result<usize> {
     entries("/proc/self/task")
 }
 
+/// Mapped regions of this process. The kernel allows a process so many (`vm.max_map_count`, 65,530 by default).
+pub(crate) fn mappings() -> anyhow::Result<usize> {
+    Ok(std::fs::read_to_string("/proc/self/maps")?.lines().count())
+}
+
 fn entries(dir: impl AsRef<Path>) -> anyhow::Result<usize> {
     Ok(std::fs::read_dir(dir)?.count())
 }
