@@ -1,6 +1,6 @@
 //! What must hold for a request's head above what the parsers check, whichever of them read it.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
@@ -13,13 +13,7 @@ const TARGET_BYTES_MAX: usize = 8 * 1024;
 /// Fields of a head. The parser of HTTP/1.1 takes 100; in HTTP/2 and 3 each cookie may be a field of its own.
 const FIELDS_MAX: usize = 200;
 /// Fields that HTTP/2 and 3 have no use for (RFC 9113 8.2.2, RFC 9114 4.2).
-const OF_H1_ONLY: [HeaderName; 5] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+const OF_H1_ONLY: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
 /// Checks a request's head and takes out of it what must not go further: fields of the connection, and fields that only
 /// the node sets. Afterwards the target has scheme and authority. Returns `host[:port]`.
@@ -103,7 +97,7 @@ fn is_framed(protocol: Protocol, fields: &HeaderMap) -> bool {
             // RFC 9112 6.1: the parser takes any list that ends in `chunked`; we take the one coding that we undo.
             Protocol::H1 => only(TRANSFER_ENCODING, "chunked"),
             Protocol::H2 | Protocol::H3 => {
-                only(TE, "trailers") && !OF_H1_ONLY.iter().any(|name| fields.contains_key(name))
+                only(TE, "trailers") && !fields.keys().any(|name| OF_H1_ONLY.contains(&name.as_str()))
             }
         }
 }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, HOST};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use selvage_config::app::route::{Captures, Pattern};
@@ -18,9 +18,18 @@ use crate::request::Request;
 const OURS: [&str; 4] = ["spin-", "x-jwt-", "selvage-", "x-forwarded-"];
 /// A name that tells what `x-forwarded-*` tells (RFC 7239).
 const FORWARDED: &str = "forwarded";
-/// Fields of one connection, not of the message (RFC 9110 7.6.1), besides those that `connection` names, where the
-/// `http` crate has no name for them.
-const HOP_BY_HOP: [&str; 3] = ["keep-alive", "proxy-connection", "http2-settings"];
+/// Fields of one connection, not of the message (RFC 9110 7.6.1), besides those that `connection` names.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "http2-settings",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
 /// The header field that names a request in logs, here and in the guest.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("selvage-request-id");
 /// Fields that [`tell_guest`] sets at most, besides captures: room for them is made once.
@@ -81,8 +90,7 @@ pub fn strip_hop_by_hop(fields: &mut HeaderMap) {
             fields.remove(name);
         }
     }
-    let known = [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE];
-    strip(fields, |name| HOP_BY_HOP.contains(&name) || known.iter().any(|known| known.as_str() == name));
+    strip(fields, |name| HOP_BY_HOP.contains(&name));
 }
 
 /// Takes out the fields whose names are `unwanted`. Most heads have none, so they are only looked through.
