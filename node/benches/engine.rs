@@ -35,8 +35,8 @@ pub(crate) struct Guest {
     bytes: Bytes,
 }
 
-/// A hand-written component, a Rust one and a Rust one for WASI 0.3. None imports anything but WASI, so that wasmtime
-/// alone can run them; `examples/hello` reads a variable of Spin's.
+/// A hand-written component, two Rust ones and a Rust one for WASI 0.3: without an SDK, with Spin's, with Spin's. None
+/// imports anything but WASI, so that wasmtime alone can run them; `examples/hello` reads a variable of Spin's.
 fn guests() -> anyhow::Result<Vec<Guest>> {
     let hello = wat::parse_file(tree().join("node/tests/guests/hello.wat"))?;
     let example = |name: &str| {
@@ -45,9 +45,9 @@ fn guests() -> anyhow::Result<Vec<Guest>> {
     };
     Ok(vec![
         Guest { name: "hello.wat", path: "/", bytes: hello.into() },
+        Guest { name: "plain", path: "/", bytes: example("plain")? },
         Guest { name: "gate", path: "/public/x", bytes: example("gate")? },
-        // It writes two lines to its log for each request, which both sides throw away.
-        Guest { name: "hello-p3", path: "/", bytes: example("hello-p3")? },
+        Guest { name: "plain-p3", path: "/", bytes: example("plain-p3")? },
     ])
 }
 
