@@ -1,6 +1,7 @@
 //! The configuration of a node: a TOML file that its operator writes.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -43,6 +44,10 @@ pub struct NodeConfig {
     /// Requests under way at once on this node; more are answered 503. Default 10,000.
     #[serde(default = "requests_max")]
     pub requests_max: u32,
+    /// Instances that run at once, for each generation of WASI; a request beyond them is answered 503. Each reserves 12 GiB
+    /// of address space, hardly any memory. Default: one for each 16 MiB of the machine's memory, 64 to 1,000.
+    #[serde(default)]
+    pub instances_max: Option<NonZeroU32>,
     /// On SIGTERM, how long requests under way may take to end, milliseconds. Default 30,000.
     #[serde(default = "drain_ms")]
     pub drain_ms: u64,

@@ -59,14 +59,16 @@ const ASYNC_STACK_BYTES: usize = 2 * 1024 * 1024;
 pub struct EngineOptions {
     /// Instances that run at once, for each of the two engines. Half as many more may wait for a request.
     pub instances: u32,
+    /// Whether fewer will do where the machine lacks the address space.
+    pub fewer_will_do: bool,
     /// Memory that all instances may count on, bytes.
     pub memory_bytes: u64,
 }
 
 impl EngineOptions {
-    /// Options for so many instances on this machine.
+    /// Options for so many instances on this machine, no fewer.
     pub fn of_instances(instances: u32) -> Self {
-        Self { instances, memory_bytes: machine::memory_bytes().unwrap_or(u64::MAX) }
+        Self { instances, fewer_will_do: false, memory_bytes: machine::memory_bytes().unwrap_or(u64::MAX) }
     }
 }
 
@@ -75,7 +77,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         let memory_bytes = machine::memory_bytes().unwrap_or(u64::MAX);
         let instances = u32::try_from(memory_bytes / MEMORY_PER_INSTANCE).unwrap_or(u32::MAX);
-        Self { instances: instances.clamp(INSTANCES_MIN, INSTANCES_MAX), memory_bytes }
+        Self { instances: instances.clamp(INSTANCES_MIN, INSTANCES_MAX), fewer_will_do: true, memory_bytes }
     }
 }
 
@@ -85,6 +87,15 @@ pub enum EngineError {
     /// wasmtime refuses the configuration, or the machine lacks what it needs.
     #[error("start engine")]
     Start(#[source] wasmtime::Error),
+    /// The machine, or a limit on this process, lacks the address space that was asked for.
+    #[error("no address space for {instances} instances at once: set a smaller instances_max, or none")]
+    AddressSpace {
+        /// How many were asked for.
+        instances: u32,
+        /// What wasmtime says.
+        #[source]
+        source: wasmtime::Error,
+    },
     /// Two capabilities claim one name.
     #[error("link the host's capabilities")]
     Link(#[source] wasmtime::Error),
@@ -124,12 +135,15 @@ impl Engines {
     /// # Errors
     /// See [`EngineError`].
     pub fn new(options: &EngineOptions) -> Result<Self, EngineError> {
-        let p2 = start(options, Generation::P2)?;
-        let p3 = start(options, Generation::P3)?;
+        machine::take_descriptors();
+        let (p2, running_p2) = start(options, Generation::P2)?;
+        let (p3, running_p3) = start(options, Generation::P3)?;
         tick(vec![p2.weak(), p3.weak()])?;
-        let places = || Places::new(options.instances, options.memory_bytes);
-        let p2 = Side { linker: host::linker_p2(&p2).map_err(EngineError::Link)?, engine: p2, places: places() };
-        let p3 = Side { linker: host::linker_p3(&p3).map_err(EngineError::Link)?, engine: p3, places: places() };
+        let places = |running| Places::new(running, options.memory_bytes);
+        let linker = host::linker_p2(&p2).map_err(EngineError::Link)?;
+        let p2 = Side { linker, engine: p2, places: places(running_p2) };
+        let linker = host::linker_p3(&p3).map_err(EngineError::Link)?;
+        let p3 = Side { linker, engine: p3, places: places(running_p3) };
         let heavy = Heavy::start().map_err(EngineError::Thread)?;
         Ok(Self { p2: Arc::new(p2), p3: Arc::new(p3), heavy })
     }
@@ -173,19 +187,32 @@ impl Engines {
     }
 }
 
-/// An engine that allocates from pools if the machine has the address space for them.
-fn start(options: &EngineOptions, generation: Generation) -> Result<Engine, EngineError> {
+/// An engine that allocates from pools, and how many instances may run on it.
+///
+/// Where the machine lacks the address space and nobody asked for a number, there are fewer; if not even few fit, each
+/// instance is allocated alone, which is slower.
+fn start(options: &EngineOptions, generation: Generation) -> Result<(Engine, u32), EngineError> {
     let mut config = config(generation);
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pools(options)));
-    match Engine::new(&config) {
-        Ok(engine) => Ok(engine),
-        Err(error) => {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "no address space for pools: each instance is allocated alone"
-            );
-            config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-            Engine::new(&config).map_err(EngineError::Start)
+    let mut running = options.instances.max(1);
+    loop {
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pools(running)));
+        match Engine::new(&config) {
+            Ok(engine) => return Ok((engine, running)),
+            Err(source) if !options.fewer_will_do => {
+                return Err(EngineError::AddressSpace { instances: running, source });
+            }
+            Err(error) if running > INSTANCES_MIN => {
+                let fewer = (running / 2).max(INSTANCES_MIN);
+                let error = format!("{error:#}");
+                tracing::warn!(error, instances = fewer, "no address space for {running} instances at once");
+                running = fewer;
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "no address space for pools: each instance is allocated alone, which is slower");
+                config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+                return Ok((Engine::new(&config).map_err(EngineError::Start)?, running));
+            }
         }
     }
 }
@@ -207,9 +234,8 @@ fn config(generation: Generation) -> Config {
     config
 }
 
-fn pools(options: &EngineOptions) -> PoolingAllocationConfig {
+fn pools(running: u32) -> PoolingAllocationConfig {
     let mut pools = PoolingAllocationConfig::new();
-    let running = options.instances.max(1);
     let instances = running.saturating_add(Places::beside(running));
     pools.total_component_instances(instances);
     pools.total_core_instances(instances.saturating_mul(CORE_INSTANCES_AVERAGE));
@@ -259,6 +285,16 @@ mod tests {
         let (a, b) = (Engines::new(&options).unwrap(), Engines::new(&options).unwrap());
         assert_eq!(a.fingerprint(), b.fingerprint());
         assert_eq!(a.fingerprint().len(), 32);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_only_if_it_was_asked_for() {
+        // 100,000 times 12 GiB are far beyond the 128 TiB of a process.
+        let asked = EngineOptions::of_instances(100_000);
+        let error = Engines::new(&asked).err().unwrap();
+        assert!(matches!(error, EngineError::AddressSpace { instances: 100_000, .. }), "{error}");
+        assert!(error.to_string().contains("instances_max"));
+        assert!(Engines::new(&EngineOptions { fewer_will_do: true, ..asked }).is_ok());
     }
 
     #[test]

@@ -143,7 +143,9 @@ impl Node {
         let state = State::open(&config.state_dir)?;
         let kv = open_kv(&config, fleet.as_ref()).await?;
         let compiled = state.dir().join(COMPILED);
-        let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out, compiled).await?;
+        let options =
+            config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
+        let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out, (options, compiled)).await?;
 
         let parts =
             Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, Metrics::new()));
@@ -220,7 +222,15 @@ impl Node {
             kv.set(&StoreName::of(&options.bundle.app.name, &label), &key, value).await?;
         }
         let compiled = options.compiled_dir.unwrap_or_else(|| state.dir().join(COMPILED));
-        let base = base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out, compiled).await?;
+        let base = base(
+            state,
+            kv.clone(),
+            Policy::LocalFiles,
+            Limits::node_cap(),
+            ways_out,
+            (EngineOptions::default(), compiled),
+        )
+        .await?;
 
         let Bundle { app, blobs } = options.bundle;
         let settings = Settings { release: None, variables: options.variables, environment: options.environment };
@@ -384,11 +394,11 @@ async fn base(
     policy: Policy,
     limits_cap: Limits,
     ways_out: WaysOut,
-    compiled: PathBuf,
+    (options, compiled): (EngineOptions, PathBuf),
 ) -> Result<Arc<Base>, StartError> {
     // Reserving the address space of the pools and opening the cache waits for the kernel and the disk.
     let started = tokio::task::spawn_blocking(move || {
-        let engines = Engines::new(&EngineOptions::default())?;
+        let engines = Engines::new(&options)?;
         let cache = CompileCache::open(&compiled)?;
         let WaysOut { guests: egress, keys } = ways_out;
         Ok(Arc::new(Base { engines, cache, policy, limits_cap, kv, egress, keys, state }))

@@ -195,6 +195,11 @@ impl Pool {
         self.idle.expire(now) || self.code.expire(now)
     }
 
+    /// Gives up instances that wait, and the code, as if nobody had asked for them for long.
+    pub(crate) fn rest_now(&self) {
+        self.expire(Instant::now() + self.idle.longest() + code::UNUSED_MAX);
+    }
+
     /// When an instance that answered a request is given up, if it may answer another at all.
     pub(crate) fn reuse(&self) -> Option<&Reuse> {
         match &self.grants.isolation {
@@ -227,7 +232,7 @@ impl Pool {
     /// An instance that waits for a request. Nobody else has it.
     pub(crate) fn take(self: &Arc<Self>) -> Option<Instance> {
         let taken = self.idle.take(Instant::now());
-        if self.reuse().is_none() {
+        if self.reuse().is_none() && self.places.has_room() {
             let running = self.grants.limits.concurrent_requests as usize - self.slots.available_permits();
             if self.ahead.ask(running, self.idle.count()) {
                 self.make_ahead();

@@ -194,6 +194,15 @@ impl ActiveApp {
         self.manifest
     }
 
+    /// Gives up what no request needs: instances that wait, and code. The next request finds both again.
+    pub(crate) fn rest(&self) {
+        for route in &self.routes {
+            if let Target::Component(target) = &route.target {
+                target.pool.rest_now();
+            }
+        }
+    }
+
     /// The places that its requests have on the node.
     pub(crate) fn held(&self) -> &Held {
         &self.held

@@ -1,5 +1,26 @@
 //! What the machine has.
 
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// Descriptors below which a node is short of them: each component has two while its code is in memory, each connection
+/// one.
+const DESCRIPTORS_ENOUGH: u64 = 65_536;
+
+/// Takes as many descriptors as this process may have: what is set for it at first is for programs of another kind.
+pub(super) fn take_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open descriptors stays as it is");
+        }
+    }
+    let descriptors = getrlimit(Resource::Nofile).current;
+    if descriptors.is_some_and(|descriptors| descriptors < DESCRIPTORS_ENOUGH) {
+        tracing::warn!(descriptors, "few descriptors for a node: raise LimitNOFILE, or `ulimit -Hn`");
+    }
+}
+
 /// Memory that this process may use, bytes: the machine's, or what its control group leaves of it. `None` where the
 /// system doesn't say.
 pub(super) fn memory_bytes() -> Option<u64> {

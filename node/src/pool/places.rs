@@ -40,6 +40,11 @@ impl Places {
         }
     }
 
+    /// Whether there is any.
+    pub(super) fn has_room(&self) -> bool {
+        self.instances.available_permits() > 0 && self.mebibytes.available_permits() > 0
+    }
+
     /// Takes room for an instance whose linear memories have `bytes`, if there is any.
     pub(super) fn take(&self, bytes: u64) -> Option<Place> {
         let mebibytes = u32::try_from(bytes.div_ceil(MEBIBYTE)).ok()?;
@@ -57,9 +62,9 @@ mod tests {
     fn half_as_many_may_wait_as_may_run() {
         let places = Places::new(4, u64::MAX);
         let taken = (places.take(0).unwrap(), places.take(0).unwrap());
-        assert!(places.take(0).is_none());
+        assert!(places.take(0).is_none() && !places.has_room());
         drop(taken);
-        assert!(places.take(0).is_some());
+        assert!(places.has_room() && places.take(0).is_some());
     }
 
     #[test]

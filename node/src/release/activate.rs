@@ -28,6 +28,9 @@ use crate::serve::Parts;
 
 /// Apps of one plan under way at once. Most of the time goes into fetching.
 const APPS_AT_ONCE: usize = 4;
+/// Apps whose code stays in memory when a node starts with all of them. Most of thousands are not asked for soon, and
+/// each has some 25 mappings, of which the kernel lets a process have 65,530 (`vm.max_map_count`).
+const LOADED_AT_START_MAX: usize = 256;
 /// Apps compiled at once: each takes as many cores as there are.
 const COMPILES_AT_ONCE: usize = 2;
 /// First and longest pause before a release that was refused is tried again.
@@ -207,32 +210,63 @@ impl Activation {
             }
         };
         let mut made = futures_util::stream::iter(releases).map(one).buffer_unordered(APPS_AT_ONCE);
+        let mut together = Vec::new();
         while let Some((release, made)) = made.next().await {
-            match made.and_then(|app| self.swap_in(&release, app)) {
-                Ok(()) => {
-                    if matches!(aim, Aim::Planned(_)) {
-                        self.refused.remove(&release.id.app);
+            match (made, aim) {
+                // Nobody waits for one of them: a table of thousands is built once, and written down once.
+                (Ok(app), Aim::Good) => {
+                    if together.len() >= LOADED_AT_START_MAX {
+                        app.rest();
                     }
-                    self.tell(&release.id.app);
-                    self.keep_good().await;
+                    together.push((release, Arc::new(app)));
                 }
-                Err(error) => self.refuse(&release, aim, &error),
+                (Ok(app), Aim::Planned(_)) => self.take_up(vec![(release, Arc::new(app))], aim).await,
+                (Err(error), _) => self.refuse(&release, aim, &error),
             }
+        }
+        if !together.is_empty() {
+            self.take_up(together, aim).await;
         }
     }
 
-    /// Puts an app in place of the one of the same name. Without a pause: there is always one of them.
-    fn swap_in(&mut self, release: &Release, app: ActiveApp) -> Result<(), ReadyError> {
-        let (name, app) = (&release.id.app, Arc::new(app));
-        let others = self.running.iter().filter(|(other, _)| *other != name).map(|(_, running)| &running.app);
-        let apps = others.chain([&app]).map(Arc::clone).collect();
-        self.parts.table.store(Arc::new(Table::new(apps, &self.domain)?));
-        let running = Running { release: release.clone(), app };
-        if let Some(old) = self.running.insert(name.clone(), running) {
-            self.drain(old);
+    /// Swaps in what is ready: all at once, or, if that can't be, each for itself.
+    async fn take_up(&mut self, ready: Vec<(Release, Arc<ActiveApp>)>, aim: Aim) {
+        let mut taken = Vec::new();
+        if self.swap_in(&ready).is_ok() {
+            taken = ready.into_iter().map(|(release, _)| release).collect();
+        } else {
+            for one in ready {
+                match self.swap_in(std::slice::from_ref(&one)) {
+                    Ok(()) => taken.push(one.0),
+                    Err(error) => self.refuse(&one.0, aim, &error),
+                }
+            }
         }
-        self.good.insert(name.clone(), release.clone());
-        tracing::info!(app = %name, release = %release.id, manifest = %release.manifest, "serving");
+        for release in &taken {
+            if matches!(aim, Aim::Planned(_)) {
+                self.refused.remove(&release.id.app);
+            }
+            self.tell(&release.id.app);
+        }
+        if !taken.is_empty() {
+            self.keep_good().await;
+        }
+    }
+
+    /// Puts apps in place of those of the same names. Without a pause: there is always one of each.
+    fn swap_in(&mut self, ready: &[(Release, Arc<ActiveApp>)]) -> Result<(), ReadyError> {
+        let is_new = |name: &AppName| ready.iter().any(|(release, _)| release.id.app == *name);
+        let others = self.running.iter().filter(|(name, _)| !is_new(name)).map(|(_, running)| &running.app);
+        let apps = others.chain(ready.iter().map(|(_, app)| app)).map(Arc::clone).collect();
+        self.parts.table.store(Arc::new(Table::new(apps, &self.domain)?));
+        for (release, app) in ready {
+            let running = Running { release: release.clone(), app: Arc::clone(app) };
+            if let Some(old) = self.running.insert(release.id.app.clone(), running) {
+                self.drain(old);
+            }
+            self.good.insert(release.id.app.clone(), release.clone());
+            tracing::info!(app = %release.id.app, release = %release.id, manifest = %release.manifest, "serving");
+        }
         Ok(())
     }
 

@@ -244,7 +244,8 @@ fn document<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
 
 fn keep_document<T: Serialize + ?Sized>(path: &Path, document: &T) -> Result<(), StateError> {
     let bytes = serde_json::to_vec(document).map_err(|error| failed("write", path)(error.into()))?;
-    write(path, &bytes)
+    // A restart says again what stands there already; to write it down costs milliseconds for each of thousands.
+    if fs::read(path).is_ok_and(|found| found == bytes) { Ok(()) } else { write(path, &bytes) }
 }
 
 fn drop_others(dir: &Path, keep: impl Fn(&str) -> bool) -> Result<usize, StateError> {

@@ -4,6 +4,7 @@ mod activation;
 mod generation3;
 mod granted;
 mod hostile;
+mod instructions;
 mod limits;
 mod reuse;
 mod streams;
@@ -50,12 +51,16 @@ fn code(name: &str) -> Bytes {
 }
 
 fn compiled(cache: &CompileCache, bytes: Bytes) -> Result<Compiled, CompileError> {
+    compiled_for(&ENGINES, cache, bytes)
+}
+
+fn compiled_for(engines: &Engines, cache: &CompileCache, bytes: Bytes) -> Result<Compiled, CompileError> {
     let digest = Digest::of(&bytes);
     let name = "guest".parse().unwrap();
     let app = App::of_component("test".parse().unwrap(), "guest".parse().unwrap(), digest);
     let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, bytes)]));
     let verified = verify(fetched, &Policy::LocalFiles).unwrap();
-    compile(&ENGINES, cache, &verified.component(&name).unwrap())
+    compile(engines, cache, &verified.component(&name).unwrap())
 }
 
 /// A guest about to be activated, with what it gets.
@@ -102,8 +107,12 @@ impl Guest {
     }
 
     fn activate(self) -> Result<Active, ActivateError> {
-        let compiled = compiled(&CACHE, self.code).unwrap();
-        Ok(Active { pool: Pool::new(&ENGINES, &compiled, self.grants)?, _state: self._state })
+        self.activate_on(&ENGINES)
+    }
+
+    fn activate_on(self, engines: &Engines) -> Result<Active, ActivateError> {
+        let compiled = compiled_for(engines, &CACHE, self.code).unwrap();
+        Ok(Active { pool: Pool::new(engines, &compiled, self.grants)?, _state: self._state })
     }
 
     /// Activates it and sends one GET.
