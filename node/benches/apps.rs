@@ -51,6 +51,7 @@ pub(crate) async fn base(dir: &Path, compiled: &Path) -> anyhow::Result<Base> {
         egress: Arc::new(Egress::new(&EgressOptions::default())?),
         keys: KeyFetcher::new(&[], false)?,
         state: State::open(dir)?,
+        metrics: Metrics::new(),
     })
 }
 

@@ -157,6 +157,7 @@ fn grants(kv: &Kv, egress: &Arc<Egress>, isolation: Isolation) -> anyhow::Result
         stores: Vec::new(),
         kv: kv.clone(),
         egress: Arc::clone(egress),
+        log_dropped: Metrics::new().log_dropped("bench"),
     })
 }
 

@@ -114,6 +114,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::engine::{EngineOptions, Engines, Generation};
     use crate::guest::outcome::Outcome;
+    use crate::metrics::Metrics;
 
     /// What a guest has that was granted these stores and the variable `greeting`.
     pub(crate) async fn state(stores: &[&str]) -> (State, tempfile::TempDir) {
@@ -137,8 +138,9 @@ pub(crate) mod tests {
             stores: stores.iter().map(|label| label.parse().unwrap()).collect(),
             kv: selvage_sync::Kv::open(options, Arc::new(|_| None)).await.unwrap(),
             egress: Arc::new(outbound::Egress::new(&EgressOptions::default()).unwrap()),
+            log_dropped: Metrics::new().log_dropped("test"),
         });
-        let log = logs::Log::new(grants.app.clone(), grants.component.clone(), 0);
+        let log = logs::Log::new(grants.app.clone(), grants.component.clone(), 0, grants.log_dropped.clone());
         let state = State {
             wasi: wasi::context(&Default::default(), &grants.environment, &log),
             http: WasiHttpCtx::new(),

@@ -90,6 +90,19 @@ impl AppCounters {
     }
 }
 
+/// What guests of one app write more than their logs take. Clones count together.
+#[derive(Debug, Clone)]
+pub struct LogDropped {
+    bytes: IntCounter,
+}
+
+impl LogDropped {
+    /// So many bytes were dropped.
+    pub(crate) fn count(&self, bytes: u64) {
+        self.bytes.inc_by(bytes);
+    }
+}
+
 /// A metric's definition is a constant of this file: a name or label that prometheus refuses is found by any test.
 const FIXED: &str = "names, labels and buckets are constants that prometheus takes";
 
@@ -180,9 +193,9 @@ impl Metrics {
         Counted::new(self.connections.with_label_values(&[protocol.as_str()]))
     }
 
-    /// A guest of `app` wrote `bytes` more than its log takes.
-    pub fn guest_log_dropped(&self, app: &str, bytes: u64) {
-        self.log_dropped.with_label_values(&[app]).inc_by(bytes);
+    /// What guests of `app` write more than their logs take.
+    pub fn log_dropped(&self, app: &str) -> LogDropped {
+        LogDropped { bytes: self.log_dropped.with_label_values(&[app]) }
     }
 
     /// The node would not run a release; `cause` is the word of the status document.
@@ -243,7 +256,7 @@ mod tests {
     #[test]
     fn drops_refusals_and_lag_have_their_labels() {
         let metrics = Metrics::new();
-        metrics.guest_log_dropped("hello", 7);
+        metrics.log_dropped("hello").count(7);
         metrics.release_refused("unsigned");
         metrics.kv_peer("iad-1", true, Some(40));
         metrics.kv_peer("sin-1", true, Some(1));

@@ -148,7 +148,7 @@ impl Node {
         let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out, (options, compiled)).await?;
 
         let parts =
-            Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, Metrics::new()));
+            Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone()));
         let mut activation = Activation::new(base, origin.clone(), Arc::clone(&parts), config.domain.clone(), drain);
         let report = activation.report();
         let restored = Box::pin(activation.restore()).await;
@@ -234,10 +234,11 @@ impl Node {
 
         let Bundle { app, blobs } = options.bundle;
         let settings = Settings { release: None, variables: options.variables, environment: options.environment };
+        let metrics = base.metrics.clone();
         let made = tokio::task::spawn_blocking(move || ready(&base, Fetched::of_files(&app, blobs), settings));
         let app = Arc::new(made.await??);
 
-        let parts = Arc::new(Parts::new(name.clone(), region.clone(), UP_REQUESTS_MAX, Metrics::new()));
+        let parts = Arc::new(Parts::new(name.clone(), region.clone(), UP_REQUESTS_MAX, metrics));
         parts.table.store(Arc::new(Table::alone(Arc::clone(&app))));
         let (https, http) = if reload.is_some() { (Some(options.listen), None) } else { (None, Some(options.listen)) };
         let listening = ListenOptions { https, http, tls: reload.as_ref().map(Reload::resolver) };
@@ -401,7 +402,7 @@ async fn base(
         let engines = Engines::new(&options)?;
         let cache = CompileCache::open(&compiled)?;
         let WaysOut { guests: egress, keys } = ways_out;
-        Ok(Arc::new(Base { engines, cache, policy, limits_cap, kv, egress, keys, state }))
+        Ok(Arc::new(Base { engines, cache, policy, limits_cap, kv, egress, keys, state, metrics: Metrics::new() }))
     });
     started.await?
 }

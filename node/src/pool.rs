@@ -36,6 +36,7 @@ use crate::guest::heavy::Heavy;
 use crate::guest::instance::Instance;
 use crate::host;
 use crate::host::outbound::Egress;
+use crate::metrics::LogDropped;
 use crate::release::compile::Compiled;
 use crate::request::{Request, Response};
 
@@ -74,6 +75,8 @@ pub struct Grants {
     pub kv: selvage_sync::Kv,
     /// The way out.
     pub egress: Arc<Egress>,
+    /// Where is counted what it writes beyond its log.
+    pub log_dropped: LogDropped,
 }
 
 /// A component can't be run with these grants.

@@ -106,7 +106,8 @@ fn outlives_requests(entry: &dyn std::any::Any) -> bool {
 /// A store with nothing in it but what the grants say.
 fn store(pool: &Pool, outcome: &Arc<Outcome>) -> Store<State> {
     let grants: &Arc<Grants> = &pool.grants;
-    let log = Log::new(grants.app.clone(), grants.component.clone(), grants.limits.log_bytes);
+    let log =
+        Log::new(grants.app.clone(), grants.component.clone(), grants.limits.log_bytes, grants.log_dropped.clone());
     let mut http = WasiHttpCtx::new();
     http.set_field_size_limit(FIELDS_BYTES_MAX);
     let mut table = ResourceTable::new();

@@ -12,6 +12,8 @@ use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use crate::metrics::LogDropped;
+
 /// Longest line, bytes; what is longer is told in pieces.
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// What a guest may write in one call, bytes.
@@ -24,6 +26,8 @@ pub(crate) struct Log {
     /// Bytes that may still be written.
     left: AtomicU64,
     dropped: AtomicU64,
+    /// All that this app's guests lost.
+    counter: LogDropped,
     /// The lines that are being written, by [`Name`].
     open: [Mutex<Vec<u8>>; 2],
 }
@@ -45,9 +49,9 @@ impl Name {
 }
 
 impl Log {
-    pub(crate) fn new(app: AppName, component: ComponentName, log_bytes: u64) -> Arc<Self> {
+    pub(crate) fn new(app: AppName, component: ComponentName, log_bytes: u64, counter: LogDropped) -> Arc<Self> {
         let (left, dropped) = (AtomicU64::new(log_bytes), AtomicU64::new(0));
-        Arc::new(Self { app, component, left, dropped, open: Default::default() })
+        Arc::new(Self { app, component, left, dropped, counter, open: Default::default() })
     }
 
     /// Ends one request's log and begins the next one's: neither a line nor a byte of the bound goes over.
@@ -65,6 +69,7 @@ impl Log {
         }
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
+            self.counter.count(dropped);
             tracing::warn!(target: "guest", app = %self.app, component = %self.component, dropped, "log cut off");
         }
     }
@@ -192,9 +197,11 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::metrics::Metrics;
 
     fn log(log_bytes: u64) -> Arc<Log> {
-        Log::new("app".parse().unwrap(), "component".parse().unwrap(), log_bytes)
+        let counter = Metrics::new().log_dropped("app");
+        Log::new("app".parse().unwrap(), "component".parse().unwrap(), log_bytes, counter)
     }
 
     fn open(stream: &Stream) -> String {

@@ -83,7 +83,7 @@ mod tests {
         std::fs::write(dir.path().join("files/page.html"), "text").unwrap();
         std::fs::write(dir.path().join("secret"), "secret").unwrap();
         let (mut state, _kv) = state(&[]).await;
-        let log = Log::new(state.grants.app.clone(), state.grants.component.clone(), 0);
+        let log = Arc::clone(&state.log);
         let files = files(Some(&dir.path().join("files"))).unwrap();
         state.wasi = context(&files, &BTreeMap::new(), &log);
         let (none, read) = (OpenFlags::empty(), DescriptorFlags::READ);

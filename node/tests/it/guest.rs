@@ -23,6 +23,7 @@ use selvage_config::{Digest, Limits};
 use selvage_node::engine::{EngineOptions, Engines};
 use selvage_node::fault::Fault;
 use selvage_node::host::outbound::Egress;
+use selvage_node::metrics::Metrics;
 use selvage_node::pool::{ActivateError, Grants, Pool};
 use selvage_node::release::compile::{CompileCache, CompileError, Compiled, compile};
 use selvage_node::release::fetch::Fetched;
@@ -93,6 +94,7 @@ impl Guest {
             stores: Vec::new(),
             kv,
             egress: Arc::new(Egress::new(&EgressOptions::default()).unwrap()),
+            log_dropped: Metrics::new().log_dropped("test"),
         };
         Self { code: code(name), grants, _state: state }
     }

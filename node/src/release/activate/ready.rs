@@ -13,6 +13,7 @@ use selvage_sync::Kv;
 use crate::engine::Engines;
 use crate::host::outbound::Egress;
 use crate::jwt::{Issuer, JwtError, KeyFetcher};
+use crate::metrics::Metrics;
 use crate::pool::{ActivateError, Grants, Pool};
 use crate::release::compile::{CompileCache, CompileError, compile};
 use crate::release::fetch::{FetchError, Fetched};
@@ -38,6 +39,8 @@ pub struct Base {
     pub keys: KeyFetcher,
     /// The disk.
     pub state: State,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// What is said of an app besides what is signed.
@@ -183,6 +186,7 @@ fn grants(
         stores: component.key_value_stores.clone(),
         kv: base.kv.clone(),
         egress: Arc::clone(&base.egress),
+        log_dropped: base.metrics.log_dropped(app.name.as_str()),
     })
 }
 

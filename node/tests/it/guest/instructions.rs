@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use selvage_config::ComponentName;
-use selvage_node::metrics::Metrics;
 use selvage_node::route::{ActiveApp, Table};
 use selvage_node::serve::{Parts, serve};
 

@@ -71,8 +71,13 @@ async fn time_in_the_queue_counts_as_wall_time() {
 
 #[tokio::test]
 async fn a_guest_that_floods_its_log_still_answers() {
+    let metrics = Metrics::new();
     let guest = Guest::new("log_flood.wat").await.limits(|limits| limits.log_bytes = 4096);
+    let guest = guest.with(|grants| grants.log_dropped = metrics.log_dropped("test"));
     assert_eq!(told(guest.get("/").await.unwrap()).await, (200, "flooded".into()));
+    let counted = metrics.text();
+    let line = counted.lines().find(|line| line.starts_with("selvage_guest_log_dropped_bytes_total")).unwrap();
+    assert!(line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap() > 4096, "{line}");
 }
 
 #[tokio::test]
