@@ -15,6 +15,9 @@ use crate::fault::{Fault, GuestFault};
 /// A poll that took no longer than this is paid by the wall's clock, which costs no system call.
 const SHORT: Duration = Duration::from_millis(1);
 
+/// CPU time after which a guest is one that computes. A fresh JavaScript guest answers in one millisecond.
+const HEAVY: Duration = Duration::from_millis(5);
+
 /// The work of one guest. It settles the [`Outcome`] before it drops its store, or gives the instance back if that may
 /// answer another request.
 pub(super) type Work = Pin<Box<dyn Future<Output = Option<Instance>> + Send>>;
@@ -43,7 +46,7 @@ impl Metered {
 
     /// Whether this guest computes, rather than answers.
     pub(super) fn is_heavy(&self) -> bool {
-        self.measured.is_some_and(|measured| measured > SHORT)
+        self.measured.is_some_and(|measured| measured > HEAVY)
     }
 
     /// All of it, to go on elsewhere. Whoever takes it watches the wall's clock with [`Metered::time`].

@@ -1,6 +1,6 @@
 //! The behaviour of a node, seen from outside.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod admin;
 mod front;

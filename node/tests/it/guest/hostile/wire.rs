@@ -133,6 +133,8 @@ async fn a_contradiction_in_an_answer_never_moves_the_next_one() {
             let (status, head, body) = take(&mut rest, method == "HEAD");
             let context = format!("{method} {path}: {}", String::from_utf8_lossy(&bytes));
             match want {
+                // A tick between its two answers, and the first one is out.
+                500 if path == "/twice/" => assert!(matches!(status, 201 | 500), "{context}"),
                 0 => assert!(status == 500 || body.is_none() || method == "HEAD", "{context}"),
                 want => assert_eq!(status, want, "{context}"),
             }
