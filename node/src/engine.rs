@@ -136,8 +136,13 @@ impl Engines {
     /// See [`EngineError`].
     pub fn new(options: &EngineOptions) -> Result<Self, EngineError> {
         machine::take_descriptors();
-        let (p2, running_p2) = start(options, Generation::P2)?;
-        let (p3, running_p3) = start(options, Generation::P3)?;
+        // Each protects thousands of stacks and reserves terabytes, which takes milliseconds.
+        let (p2, p3) = std::thread::scope(|scope| {
+            let p2 = scope.spawn(|| start(options, Generation::P2));
+            let p3 = start(options, Generation::P3);
+            (p2.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), p3)
+        });
+        let ((p2, running_p2), (p3, running_p3)) = (p2?, p3?);
         tick(vec![p2.weak(), p3.weak()])?;
         let places = |running| Places::new(running, options.memory_bytes);
         let linker = host::linker_p2(&p2).map_err(EngineError::Link)?;

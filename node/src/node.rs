@@ -24,7 +24,7 @@ use selvage_config::plan::{Plan, Status};
 use selvage_config::{Limits, NodeName, Region, StoreLabel, StoreName};
 use selvage_sync::{Kv, Options as KvOptions, Tls};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 pub use check::check;
 pub use error::StartError;
@@ -32,7 +32,7 @@ pub use error::StartError;
 use self::fleet::Fleet;
 
 use crate::admin::{Admin, AdminParts};
-use crate::engine::{EngineOptions, Engines};
+use crate::engine::{EngineError, EngineOptions, Engines};
 use crate::host::outbound::Egress;
 use crate::jwt::KeyFetcher;
 use crate::listen::{ListenOptions, Listeners};
@@ -140,12 +140,13 @@ impl Node {
             (None, _) => None,
         };
         let ways_out = WaysOut::new(&config.egress)?;
+        let options =
+            config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
+        let engines = start_engines(options);
         let state = State::open(&config.state_dir)?;
         let kv = open_kv(&config, fleet.as_ref()).await?;
         let compiled = state.dir().join(COMPILED);
-        let options =
-            config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
-        let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out, (options, compiled)).await?;
+        let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out, (engines, compiled)).await?;
 
         let parts =
             Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone()));
@@ -199,6 +200,7 @@ impl Node {
     /// # Errors
     /// [`StartError`]; then nothing is left running.
     pub async fn up(options: UpOptions) -> Result<Self, StartError> {
+        let engines = start_engines(EngineOptions::default());
         let reload = certificates(options.tls.as_slice())?;
         let temporary = match options.state_dir {
             Some(_) => None,
@@ -222,15 +224,8 @@ impl Node {
             kv.set(&StoreName::of(&options.bundle.app.name, &label), &key, value).await?;
         }
         let compiled = options.compiled_dir.unwrap_or_else(|| state.dir().join(COMPILED));
-        let base = base(
-            state,
-            kv.clone(),
-            Policy::LocalFiles,
-            Limits::node_cap(),
-            ways_out,
-            (EngineOptions::default(), compiled),
-        )
-        .await?;
+        let base =
+            base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out, (engines, compiled)).await?;
 
         let Bundle { app, blobs } = options.bundle;
         let settings = Settings { release: None, variables: options.variables, environment: options.environment };
@@ -388,6 +383,11 @@ impl WaysOut {
     }
 }
 
+/// Starts the engines beside what else a start has to do: reserving the address space of the pools waits for the kernel.
+fn start_engines(options: EngineOptions) -> JoinHandle<Result<Engines, EngineError>> {
+    tokio::task::spawn_blocking(move || Engines::new(&options))
+}
+
 /// What all apps of a node stand on.
 async fn base(
     state: State,
@@ -395,11 +395,10 @@ async fn base(
     policy: Policy,
     limits_cap: Limits,
     ways_out: WaysOut,
-    (options, compiled): (EngineOptions, PathBuf),
+    (engines, compiled): (JoinHandle<Result<Engines, EngineError>>, PathBuf),
 ) -> Result<Arc<Base>, StartError> {
-    // Reserving the address space of the pools and opening the cache waits for the kernel and the disk.
+    let engines = engines.await??;
     let started = tokio::task::spawn_blocking(move || {
-        let engines = Engines::new(&options)?;
         let cache = CompileCache::open(&compiled)?;
         let WaysOut { guests: egress, keys } = ways_out;
         Ok(Arc::new(Base { engines, cache, policy, limits_cap, kv, egress, keys, state, metrics: Metrics::new() }))

@@ -8,7 +8,7 @@ use selvage_config::bundle::Bundle;
 use selvage_config::node::Egress as EgressConfig;
 use selvage_sync::{Kv, Options as KvOptions};
 
-use super::{StartError, WaysOut, base, local};
+use super::{StartError, WaysOut, base, local, start_engines};
 use crate::engine::EngineOptions;
 use crate::release::activate::{Settings, ready};
 use crate::release::fetch::Fetched;
@@ -25,15 +25,14 @@ const PLACEHOLDER: &str = "value";
 /// What an activation would refuse.
 pub async fn check(bundle: Bundle, compiled_dir: Option<PathBuf>) -> Result<(), StartError> {
     let directory = tempfile::tempdir().map_err(StartError::Temporary)?;
+    let engines = start_engines(EngineOptions::default());
     let state = State::open(directory.path())?;
     let (node, region) = local();
     let kv_options = KvOptions { node, region, directory: directory.path().join("kv"), listen: None, tls: None };
     let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
     let compiled = compiled_dir.unwrap_or_else(|| directory.path().join(super::COMPILED));
     let ways_out = WaysOut::new(&EgressConfig::default())?;
-    let base =
-        base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out, (EngineOptions::default(), compiled))
-            .await?;
+    let base = base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out, (engines, compiled)).await?;
     let required = bundle.app.variables.iter().filter(|(_, variable)| variable.default.is_none());
     let variables = required.map(|(name, _)| (name.clone(), PLACEHOLDER.to_owned())).collect();
     let settings = Settings { variables, ..Settings::default() };
