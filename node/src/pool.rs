@@ -116,8 +116,8 @@ pub struct Pool {
     places: Places,
     idle: Idle<Rested>,
     ahead: Ahead,
-    /// Whether somebody calls [`Pool::expire`] until nothing is left.
-    is_swept: AtomicBool,
+    /// Whether somebody looks after the instances that wait, and after the code.
+    is_swept: [AtomicBool; 2],
     /// What the pool does by itself. It ends with the pool.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -152,10 +152,10 @@ impl Pool {
             places: engines.places(compiled.generation()).clone(),
             idle,
             ahead: Ahead::default(),
-            is_swept: AtomicBool::new(false),
+            is_swept: Default::default(),
             tasks: Mutex::new(JoinSet::new()),
         });
-        pool.begin_sweep();
+        pool.begin_sweep(Part::Code);
         Ok(pool)
     }
 
@@ -194,8 +194,18 @@ impl Pool {
     /// Gives up the instances that wait too long at `now`, and the code if nobody asked for it for long. The pool does
     /// so itself as time goes by. False if nothing is left.
     pub fn expire(&self, now: Instant) -> bool {
-        self.ahead.settle();
-        self.idle.expire(now) || self.code.expire(now)
+        let instances = self.expire_part(Part::Instances, now);
+        self.expire_part(Part::Code, now) || instances
+    }
+
+    fn expire_part(&self, part: Part, now: Instant) -> bool {
+        match part {
+            Part::Instances => {
+                self.ahead.settle();
+                self.idle.expire(now)
+            }
+            Part::Code => self.code.expire(now),
+        }
     }
 
     /// Gives up instances that wait, and the code, as if nobody had asked for them for long.
@@ -227,7 +237,7 @@ impl Pool {
     pub(crate) async fn code(self: &Arc<Self>) -> Result<Arc<Pre>, Fault> {
         let (pre, was_loaded) = self.code.get().await?;
         if was_loaded {
-            self.begin_sweep();
+            self.begin_sweep(Part::Code);
         }
         Ok(pre)
     }
@@ -253,7 +263,7 @@ impl Pool {
     /// Keeps an instance for its next request.
     pub(crate) fn keep(self: &Arc<Self>, rested: Rested) {
         self.idle.put(rested, Instant::now());
-        self.begin_sweep();
+        self.begin_sweep(Part::Instances);
     }
 
     /// Makes instances with the time that requests leave.
@@ -279,10 +289,15 @@ impl Pool {
         }
     }
 
-    /// Looks after what waits until nothing does, unless somebody does so already.
-    fn begin_sweep(self: &Arc<Self>) {
-        if !self.is_swept.load(Ordering::Relaxed) && !self.is_swept.swap(true, Ordering::AcqRel) {
-            self.spawn(sweep(Arc::downgrade(self), self.idle.longest()));
+    /// Looks after a part until nothing of it is left, unless somebody does so already.
+    fn begin_sweep(self: &Arc<Self>, part: Part) {
+        let is_swept = &self.is_swept[part as usize];
+        if !is_swept.load(Ordering::SeqCst) && !is_swept.swap(true, Ordering::SeqCst) {
+            let every = match part {
+                Part::Instances => self.idle.longest(),
+                Part::Code => code::UNUSED_MAX / 2,
+            };
+            self.spawn(sweep(Arc::downgrade(self), part, every));
         }
     }
 
@@ -298,18 +313,25 @@ impl Pool {
     }
 }
 
+/// What goes when nobody asks for it.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Instances,
+    Code,
+}
+
 /// Gives up what nobody asks for, until nothing is left.
-async fn sweep(pool: Weak<Pool>, longest: Duration) {
+async fn sweep(pool: Weak<Pool>, part: Part, every: Duration) {
     loop {
-        let Some(waits) = pool.upgrade().map(|pool| pool.idle() > 0) else { return };
-        tokio::time::sleep(if waits { longest } else { code::UNUSED_MAX / 2 }).await;
+        tokio::time::sleep(every).await;
         let Some(pool) = pool.upgrade() else { return };
-        if pool.expire(Instant::now()) {
+        if pool.expire_part(part, Instant::now()) {
             continue;
         }
-        pool.is_swept.store(false, Ordering::Release);
-        // What came while this one was about to end would be left alone.
-        if !(pool.idle() > 0 || pool.code.expire(Instant::now())) || pool.is_swept.swap(true, Ordering::AcqRel) {
+        let is_swept = &pool.is_swept[part as usize];
+        is_swept.store(false, Ordering::SeqCst);
+        // What came just before, from somebody who saw that this one looks after it, would be left alone.
+        if !pool.expire_part(part, Instant::now()) || is_swept.swap(true, Ordering::SeqCst) {
             return;
         }
     }
