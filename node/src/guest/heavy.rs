@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 
@@ -52,13 +51,20 @@ impl Heavy {
 }
 
 /// Puts this thread behind all others. Where the system refuses, it is a thread like any other.
+#[cfg(target_os = "linux")]
 fn step_back() {
+    use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
+
     let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
     let id = thread_priority::thread_native_id();
     if let Err(error) = thread_priority::set_thread_priority_and_policy(id, ThreadPriority::Min, idle) {
         tracing::warn!(?error, "guests that compute for long can't be put behind the others");
     }
 }
+
+/// Other systems have no such class: there it is a thread like any other.
+#[cfg(not(target_os = "linux"))]
+fn step_back() {}
 
 /// A guest's work, wherever it goes on.
 pub(super) enum Guest {

@@ -35,6 +35,8 @@ const TEMPORARY: &str = ".new-";
 const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(3_600);
 /// What the MACs are for: a key for one purpose only.
 const PURPOSE: &[u8] = b"selvage compiled component 2";
+/// Where a process finds its open files by their numbers.
+const DESCRIPTORS: &str = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
 /// What is read at a time to check a MAC, bytes.
 const READ_BYTES: usize = 256 * 1024;
 
@@ -177,7 +179,7 @@ impl OnDisk {
     /// The file is not what this node wrote, or the engine doesn't take it.
     pub(crate) fn load(&self, engine: &Engine) -> io::Result<Component> {
         self.check()?;
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let path = format!("{DESCRIPTORS}/{}", self.file.as_raw_fd());
         // SAFETY: this file was made by `Component::serialize` in `store` below: the MAC under this node's secret key
         // says so. It is this very file that is mapped, not what may have its name by now, and nobody writes to it
         // after it has got its name.
