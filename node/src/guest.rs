@@ -44,7 +44,7 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
     let outcome = Arc::new(Outcome::default());
     let (sender, mut head) = oneshot::channel();
     let asked = admit(request, limits.request_body_bytes, &outcome)?;
-    let work = run::work(&pool, asked, &outcome, sender);
+    let work = run::work(&pool, permit, asked, &outcome, sender);
     let guest = Metered::new(work, Arc::clone(&outcome), Duration::from_millis(limits.cpu_ms), deadline);
     let mut guest = Guest::new(guest, pool.heavy());
     // Here, not in a task of its own: most guests are done before they ever wait.
@@ -69,7 +69,7 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
     let answer = Streaming { outcome, deadline, pool };
     match ended {
         Poll::Ready(instance) => answer.ended(response, instance),
-        Poll::Pending => Ok(answer.streaming(response, guest, permit)),
+        Poll::Pending => Ok(answer.streaming(response, guest)),
     }
 }
 
@@ -79,7 +79,11 @@ pub(crate) async fn ahead(pool: &Arc<Pool>) -> Option<Instance> {
     let deadline = Instant::now() + Duration::from_millis(limits.wall_ms);
     let outcome = Arc::new(Outcome::default());
     let (made, of) = (Arc::clone(pool), Arc::clone(&outcome));
-    let work = Box::pin(async move { Instance::fresh(&made, &of).await.ok() });
+    let work = Box::pin(async move {
+        let instance = Instance::fresh(&made, &of).await.ok()?;
+        // What it was refused would be forgotten by the time a request meets the consequences.
+        (!of.is_excess()).then_some(instance)
+    });
     Metered::new(work, outcome, Duration::from_millis(limits.cpu_ms), deadline).await
 }
 
@@ -141,7 +145,7 @@ impl Streaming {
     }
 
     /// The answer of a guest that still works on it, from now on in a task.
-    fn streaming(&self, response: http::Response<WasiBody>, guest: Guest, permit: OwnedSemaphorePermit) -> Response {
+    fn streaming(&self, response: http::Response<WasiBody>, guest: Guest) -> Response {
         let (head, body) = response.into_parts();
         let parting = self.pool.reuse().map(|_| Parting::new(Arc::clone(&self.pool)));
         let guests = parting.clone();
@@ -149,7 +153,6 @@ impl Streaming {
             if let (Some(instance), Some(parting)) = (guest.await, guests) {
                 parting.guest_ended(instance);
             }
-            drop(permit);
         });
         self.answer(head, VecDeque::new(), Some(body), Some(Running { task, complete: false }), parting)
     }

@@ -116,8 +116,8 @@ pub(crate) mod tests {
     use crate::guest::outcome::Outcome;
     use crate::metrics::Metrics;
 
-    /// What a guest has that was granted these stores and the variable `greeting`.
-    pub(crate) async fn state(stores: &[&str]) -> (State, tempfile::TempDir) {
+    /// These stores and the variable `greeting`.
+    pub(crate) async fn grants(stores: &[&str]) -> (Grants, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let options = selvage_sync::Options {
             node: "node".parse().unwrap(),
@@ -126,7 +126,7 @@ pub(crate) mod tests {
             listen: None,
             tls: None,
         };
-        let grants = Arc::new(Grants {
+        let grants = Grants {
             app: "test".parse().unwrap(),
             component: "guest".parse().unwrap(),
             limits: Limits::default(),
@@ -139,7 +139,14 @@ pub(crate) mod tests {
             kv: selvage_sync::Kv::open(options, Arc::new(|_| None)).await.unwrap(),
             egress: Arc::new(outbound::Egress::new(&EgressOptions::default()).unwrap()),
             log_dropped: Metrics::new().log_dropped("test"),
-        });
+        };
+        (grants, dir)
+    }
+
+    /// What a guest has that was granted these stores and the variable `greeting`.
+    pub(crate) async fn state(stores: &[&str]) -> (State, tempfile::TempDir) {
+        let (grants, dir) = grants(stores).await;
+        let grants = Arc::new(grants);
         let log = logs::Log::new(grants.app.clone(), grants.component.clone(), 0, grants.log_dropped.clone());
         let state = State {
             wasi: wasi::context(&Default::default(), &grants.environment, &log),

@@ -139,3 +139,77 @@ impl<T> Future for There<T> {
         me.work.as_mut().poll(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use bytes::Bytes;
+    use selvage_config::Digest;
+    use selvage_config::app::App;
+
+    use super::*;
+    use crate::engine::{EngineOptions, Engines};
+    use crate::host::tests::grants;
+    use crate::pool::Pool;
+    use crate::release::compile::{CompileCache, compile};
+    use crate::release::fetch::Fetched;
+    use crate::release::verify::{Policy, verify};
+    use crate::request::{Protocol, Request, empty};
+
+    /// Long enough for a guest to use the few milliseconds after which it moves.
+    const LONG: Duration = Duration::from_secs(2);
+    /// Longer than anything here.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    async fn burner(engines: &Engines) -> (Arc<Pool>, tempfile::TempDir) {
+        let (mut grants, dir) = grants(&[]).await;
+        grants.limits.concurrent_requests = 1;
+        grants.limits.cpu_ms = 60_000;
+        grants.limits.wall_ms = 60_000;
+        let text = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guests/burn.wat")).unwrap();
+        let bytes = Bytes::from(wat::parse_bytes(&text).unwrap().into_owned());
+        let (digest, name) = (Digest::of(&bytes), "guest".parse().unwrap());
+        let app = App::of_component("test".parse().unwrap(), "guest".parse().unwrap(), digest);
+        let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, bytes)]));
+        let verified = verify(fetched, &Policy::LocalFiles).unwrap();
+        let cache = CompileCache::open(&dir.path().join("compiled")).unwrap();
+        let compiled = compile(engines, &cache, &verified.component(&name).unwrap()).unwrap();
+        (Pool::new(engines, &compiled, grants).unwrap(), dir)
+    }
+
+    fn request() -> Request {
+        let http = http::Request::builder().uri("/").header("host", "a").body(empty()).unwrap();
+        let client = ([192, 0, 2, 1], 4711).into();
+        Request { http, client, protocol: Protocol::H1, secure: false, arrived: Instant::now() }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_was_given_up_counts_until_it_has_gone() {
+        let engines = Engines::new(&EngineOptions::of_instances(2)).unwrap();
+        let (pool, _dir) = burner(&engines).await;
+        // Nobody gets to anything on those threads for a while, as on a machine that is full of requests.
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(std::sync::Mutex::new(held));
+        let threads = std::thread::available_parallelism().unwrap().get();
+        let full: Vec<_> = (0..threads)
+            .map(|_| {
+                let held = Arc::clone(&held);
+                engines.heavy().spawn(async move { drop(held.lock().unwrap().recv()) }).unwrap()
+            })
+            .collect();
+
+        let lease = pool.lease(Instant::now() + LONG).await.unwrap();
+        assert!(tokio::time::timeout(LONG, lease.call(request())).await.is_err(), "it burns on");
+        // The client has left. Its instance is still there, and so nobody else's may be.
+        assert!(pool.lease(Instant::now() + LONG / 10).await.is_err());
+
+        drop(release);
+        for thread in full {
+            thread.await;
+        }
+        assert!(pool.lease(Instant::now() + PATIENCE).await.is_ok());
+    }
+}

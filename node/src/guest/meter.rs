@@ -22,6 +22,41 @@ const HEAVY: Duration = Duration::from_millis(5);
 /// answer another request.
 pub(super) type Work = Pin<Box<dyn Future<Output = Option<Instance>> + Send>>;
 
+/// What a guest may still use of the CPU.
+///
+/// The CPU's clock decides: on a busy machine a guest must not pay for what others use. Only for polls so short that
+/// hardly anybody came between is the wall's as good. Of the first long poll nobody took the CPU time: it costs
+/// [`SHORT`], and never ends a guest. It is a tick at most.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    left: Duration,
+    /// CPU time that was measured, which it is from the first long poll on.
+    measured: Option<Duration>,
+}
+
+impl Budget {
+    fn new(left: Duration) -> Self {
+        Self { left, measured: None }
+    }
+
+    /// Pays for a poll that took so long by the wall, and by the CPU if that was measured. False if there is not enough
+    /// left.
+    fn pay(&mut self, wall: Duration, cpu: Option<Duration>) -> bool {
+        if cpu.is_none() && wall > SHORT {
+            self.measured = Some(Duration::ZERO);
+            self.left = self.left.saturating_sub(SHORT);
+            return true;
+        }
+        let spent = cpu.unwrap_or(wall);
+        if let Some(measured) = &mut self.measured {
+            *measured += spent;
+        }
+        let left = self.left.checked_sub(spent);
+        self.left = left.unwrap_or_default();
+        left.is_some()
+    }
+}
+
 /// A guest's work under its limits.
 ///
 /// The guest yields at each tick of the epoch, so a poll takes a tick at most, and between polls its time is looked
@@ -30,9 +65,7 @@ pub(super) type Work = Pin<Box<dyn Future<Output = Option<Instance>> + Send>>;
 pub(super) struct Metered {
     work: Option<Work>,
     outcome: Arc<Outcome>,
-    cpu_left: Duration,
-    /// CPU time that was measured, which it is from the first long poll on.
-    measured: Option<Duration>,
+    budget: Budget,
     deadline: Instant,
     sleep: Option<Pin<Box<Sleep>>>,
     /// Somebody else waits for the deadline.
@@ -41,12 +74,12 @@ pub(super) struct Metered {
 
 impl Metered {
     pub(super) fn new(work: Work, outcome: Arc<Outcome>, cpu: Duration, deadline: Instant) -> Self {
-        Self { work: Some(work), outcome, cpu_left: cpu, measured: None, deadline, sleep: None, is_watched: false }
+        Self { work: Some(work), outcome, budget: Budget::new(cpu), deadline, sleep: None, is_watched: false }
     }
 
     /// Whether this guest computes, rather than answers.
     pub(super) fn is_heavy(&self) -> bool {
-        self.measured.is_some_and(|measured| measured > HEAVY)
+        self.budget.measured.is_some_and(|measured| measured > HEAVY)
     }
 
     /// All of it, to go on elsewhere. Whoever takes it watches the wall's clock with [`Metered::time`].
@@ -58,23 +91,6 @@ impl Metered {
     /// The end of the guest's time, for whoever watches it from elsewhere.
     pub(super) fn time(&self) -> Time {
         Time { outcome: Arc::clone(&self.outcome), sleep: Box::pin(tokio::time::sleep_until(self.deadline.into())) }
-    }
-
-    /// Pays for a poll. False if there is not enough left.
-    ///
-    /// The CPU's clock decides: on a busy machine a guest must not pay for what others use. Only for polls so short
-    /// that hardly anybody came between is the wall's as good, and the first long one, of which nobody took the CPU
-    /// time, never ends a guest: it is a tick at most.
-    fn pay(&mut self, wall: Duration, cpu: Option<Duration>) -> bool {
-        let spent = cpu.unwrap_or(if wall > SHORT { SHORT } else { wall });
-        match &mut self.measured {
-            Some(measured) => *measured += spent,
-            None if wall > SHORT => self.measured = Some(Duration::ZERO),
-            None => {}
-        }
-        let left = self.cpu_left.checked_sub(spent);
-        self.cpu_left = left.unwrap_or_default();
-        left.is_some()
     }
 
     fn end(&mut self, fault: GuestFault) -> Poll<Option<Instance>> {
@@ -94,12 +110,12 @@ impl Future for Metered {
             return me.end(GuestFault::ExceededWall);
         }
         let Some(work) = &mut me.work else { return Poll::Ready(None) };
-        let clock = me.measured.map(|_| ThreadTime::now());
+        let clock = me.budget.measured.map(|_| ThreadTime::now());
         if let Poll::Ready(instance) = work.as_mut().poll(cx) {
             me.work = None;
             return Poll::Ready(instance);
         }
-        if !me.pay(begun.elapsed(), clock.map(|clock| clock.elapsed())) {
+        if !me.budget.pay(begun.elapsed(), clock.map(|clock| clock.elapsed())) {
             return me.end(GuestFault::ExceededCpu);
         }
         if me.is_watched {
@@ -125,5 +141,41 @@ impl Future for Time {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.sleep.as_mut().poll(cx).map(|()| self.outcome.settle(Err(Fault::Guest(GuestFault::ExceededWall))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn short_polls_are_paid_by_the_wall() {
+        let mut budget = Budget::new(2 * MS);
+        assert!(budget.pay(MS, None) && budget.pay(MS, None));
+        assert!(!budget.pay(Duration::from_nanos(1), None), "all is spent");
+        assert_eq!(budget.measured, None);
+    }
+
+    #[test]
+    fn the_first_long_poll_ends_nobody_and_from_then_on_the_cpu_counts() {
+        let mut budget = Budget::new(MS);
+        assert!(budget.pay(MS / 2, None));
+        // Somebody else had the core for most of it.
+        assert!(budget.pay(100 * MS, None));
+        assert_eq!(budget.measured, Some(Duration::ZERO));
+        assert!(budget.pay(100 * MS, Some(Duration::ZERO)), "it waited, and used nothing");
+        assert!(!budget.pay(MS, Some(MS)));
+    }
+
+    #[test]
+    fn what_is_measured_adds_up() {
+        let mut budget = Budget::new(100 * MS);
+        assert!(budget.pay(2 * MS, None));
+        for _ in 0..3 {
+            assert!(budget.pay(50 * MS, Some(2 * MS)));
+        }
+        assert_eq!((budget.measured, budget.left), (Some(6 * MS), 93 * MS));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme as Scheme2;
@@ -27,9 +27,20 @@ pub(super) type Head = Result<http::Response<WasiBody>, String>;
 pub(super) type Asked = http::Request<WasiBody>;
 
 /// Prepares a call. The head comes through `head` as soon as the guest sets it; the work goes on after that.
-pub(super) fn work(pool: &Arc<Pool>, asked: Asked, outcome: &Arc<Outcome>, head: oneshot::Sender<Head>) -> Work {
+///
+/// The permit goes when the instance has gone, wherever that is: a guest that was given up may still wait for a thread to
+/// end on, and counts among those of its component until then.
+pub(super) fn work(
+    pool: &Arc<Pool>,
+    permit: OwnedSemaphorePermit,
+    asked: Asked,
+    outcome: &Arc<Outcome>,
+    head: oneshot::Sender<Head>,
+) -> Work {
     let (pool, outcome) = (Arc::clone(pool), Arc::clone(outcome));
     Box::pin(async move {
+        // The first to be there is the last to go.
+        let _permit = permit;
         let instance = match pool.take() {
             Some(rested) => Ok(rested.again(&outcome)),
             None => Instance::fresh(&pool, &outcome).await,
