@@ -7,10 +7,10 @@
 //! MAC was checked. Entries are written under another name and never again; whoever else could write to them could
 //! write to the node's key as well, and a directory that others may write to is refused.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -88,7 +88,8 @@ impl CompileCache {
             let path = path.to_owned();
             move |source| CacheError::Io { path, source }
         };
-        std::fs::create_dir_all(dir).map_err(failed(dir))?;
+        // Whatever the umask: below, what others may write to is refused.
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir))?;
         if std::fs::metadata(dir).map_err(failed(dir))?.permissions().mode() & 0o022 != 0 {
             return Err(CacheError::Writable { path: dir.to_owned() });
         }

@@ -105,6 +105,9 @@ fn a_directory_that_others_may_write_to_is_refused() {
     assert!(matches!(error, CacheError::Writable { .. }), "{error}");
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     assert!(CompileCache::open(dir.path()).is_ok());
+    let made = dir.path().join("made/here");
+    assert!(CompileCache::open(&made).is_ok());
+    assert_eq!(std::fs::metadata(made).unwrap().permissions().mode() & 0o777, 0o700, "whatever the umask");
 }
 
 #[test]
