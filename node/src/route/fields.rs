@@ -95,7 +95,9 @@ pub fn strip_hop_by_hop(fields: &mut HeaderMap) {
 
 /// Takes out the fields whose names are `unwanted`. Most heads have none, so they are only looked through.
 pub fn strip(fields: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
-    while let Some(name) = fields.keys().find(|name| unwanted(name.as_str())).cloned() {
+    // Once over all names, however many are unwanted: a client chooses them.
+    let found: Vec<HeaderName> = fields.keys().filter(|name| unwanted(name.as_str())).cloned().collect();
+    for name in found {
         fields.remove(name);
     }
 }
