@@ -212,6 +212,17 @@ trust = { keys = ["cosign.pub"] }
     }
 
     #[test]
+    fn a_number_of_instances_is_a_number_and_not_0() {
+        let with = |value: &str| GOOD.replacen("region =", &format!("instances_max = {value}\nregion ="), 1);
+        assert_eq!(parse(GOOD).unwrap().instances_max, None);
+        assert_eq!(parse(&with("7")).unwrap().instances_max, NonZeroU32::new(7));
+        for bad in ["0", "-1", "4294967296", "\"7\""] {
+            let places = parse(&with(bad)).unwrap_err().places();
+            assert_eq!(places[0].line, Some(3), "{bad}");
+        }
+    }
+
+    #[test]
     fn all_mistakes_are_told_at_once() {
         let text = "name='a'\nregion='b'\nstate_dir='s'\nlisten={https='127.0.0.1:0'}\ncontrol_plane={address='a:1'}\n";
         let fields: Vec<String> = parse(text).unwrap_err().places().into_iter().map(|p| p.field).collect();

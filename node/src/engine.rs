@@ -3,7 +3,7 @@
 //! A WASI 0.2 guest runs without the machinery for concurrent calls, which would cost it a third of its time; a
 //! WASI 0.3 guest needs it. Both engines allocate from pools, so that a fresh instance for each request is cheap.
 
-mod machine;
+pub(crate) mod machine;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;

@@ -32,7 +32,7 @@ pub use error::StartError;
 use self::fleet::Fleet;
 
 use crate::admin::{Admin, AdminParts};
-use crate::engine::{EngineError, EngineOptions, Engines};
+use crate::engine::{EngineError, EngineOptions, Engines, machine};
 use crate::host::outbound::Egress;
 use crate::jwt::KeyFetcher;
 use crate::listen::{ListenOptions, Listeners};
@@ -147,6 +147,7 @@ impl Node {
         let kv = open_kv(&config, fleet.as_ref()).await?;
         let compiled = state.dir().join(COMPILED);
         let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out, (engines, compiled)).await?;
+        machine::tell_if_few_descriptors();
 
         let parts =
             Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone()));

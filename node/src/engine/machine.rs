@@ -15,6 +15,10 @@ pub(super) fn take_descriptors() {
             tracing::warn!(%error, "the limit of open descriptors stays as it is");
         }
     }
+}
+
+/// Tells an operator if they are few for a node. Whoever tries one app has no use for that.
+pub(crate) fn tell_if_few_descriptors() {
     let descriptors = getrlimit(Resource::Nofile).current;
     if descriptors.is_some_and(|descriptors| descriptors < DESCRIPTORS_ENOUGH) {
         tracing::warn!(descriptors, "few descriptors for a node: raise LimitNOFILE, or `ulimit -Hn`");
