@@ -2,7 +2,8 @@
 //!
 //! A request's guest is polled where its connection is, because most are done within a fraction of a tick. One that
 //! turns out to compute moves to threads of the kernel's idle class (sched(7), SCHED_IDLE): they have what the others
-//! leave, and step back at once when a request comes. So any number of them make no neighbour wait.
+//! leave, and step back at once when a request comes. So any number of them make no neighbour wait but for what each uses
+//! before it moves.
 
 use std::io;
 use std::pin::Pin;
