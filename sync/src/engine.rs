@@ -11,12 +11,26 @@ use bytes::Bytes;
 pub use self::memory::Memory;
 pub use self::sled::Sled;
 
-/// One row: key and value.
-pub type Row = (Bytes, Bytes);
+/// One row of a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its key.
+    pub key: Bytes,
+    /// Its value, if its checksum is right. A row that fails it is told and not left out: to leave it out would call it
+    /// deleted.
+    pub value: Result<Bytes, Corrupt>,
+}
+
+/// A row whose bytes are not those that were written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("row's checksum is wrong")]
+pub struct Corrupt;
 
 /// What a store keeps its rows in.
+///
+/// A batch and its durability are two calls, since many writers share one flush.
 pub trait Engine: Send + Sync + 'static {
-    /// The row of `key`.
+    /// The row of `key`. One that fails its checksum is an error that [`EngineError::is_corrupt`].
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
 
     /// At most `limit` rows whose keys begin with `prefix` and are at or after `from`, in order.
@@ -27,6 +41,17 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Returns when all that was applied is on disk.
     fn flush(&self) -> Result<(), EngineError>;
+
+    /// Whether it takes writes: an error that [`EngineError::is_full`] says that the disk is nearly full. Asked before
+    /// anything is decided that a failed [`Engine::apply`] could not take back.
+    fn writable(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Bytes that it takes on disk; none if it has no disk.
+    fn disk_bytes(&self) -> Result<u64, EngineError> {
+        Ok(0)
+    }
 }
 
 /// Changes that are made together.
@@ -62,13 +87,41 @@ impl Batch {
 #[error("{doing} of the storage engine")]
 pub struct EngineError {
     doing: &'static str,
+    trouble: Trouble,
     source: Arc<dyn Error + Send + Sync>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    Failed,
+    Corrupt,
+    Full,
 }
 
 impl EngineError {
     /// `doing` is the engine's operation that failed.
     pub fn new(doing: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
-        Self { doing, source: Arc::new(source) }
+        Self { doing, trouble: Trouble::Failed, source: Arc::new(source) }
+    }
+
+    /// What was read is not what was written.
+    pub fn corrupt(doing: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
+        Self { trouble: Trouble::Corrupt, ..Self::new(doing, source) }
+    }
+
+    /// There is no room on the disk.
+    pub fn full(doing: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
+        Self { trouble: Trouble::Full, ..Self::new(doing, source) }
+    }
+
+    /// Whether what was read is not what was written.
+    pub fn is_corrupt(&self) -> bool {
+        self.trouble == Trouble::Corrupt
+    }
+
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        self.trouble == Trouble::Full
     }
 }
 
@@ -88,7 +141,7 @@ mod tests {
         assert_eq!(engine.get(b"a2").unwrap(), None);
         let keys = |prefix: &str, from: &str, limit| -> Vec<Bytes> {
             let rows = engine.scan(prefix.as_bytes(), from.as_bytes(), limit).unwrap();
-            rows.into_iter().map(|(key, _)| key).collect()
+            rows.into_iter().map(|row| row.key).collect()
         };
         assert_eq!(keys("a", "", 10), ["a1", "a3"]);
         assert_eq!(keys("a", "a2", 10), ["a3"]);

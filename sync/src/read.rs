@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use selvage_config::StoreName;
 
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Corrupt, Engine, EngineError};
 use crate::entry::{EntryError, Key};
 use crate::layout;
 use crate::record::Record;
@@ -17,7 +17,13 @@ pub(crate) enum ReadError {
     #[error("record is corrupt")]
     Corrupt(#[source] EntryError),
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Engine(EngineError),
+}
+
+impl From<EngineError> for ReadError {
+    fn from(error: EngineError) -> Self {
+        if error.is_corrupt() { Self::Corrupt(EntryError::Checksum) } else { Self::Engine(error) }
+    }
 }
 
 /// The record of a key; the empty one if nothing is known of it. Its checksums were verified.
@@ -61,10 +67,10 @@ pub(crate) fn list(
     while found.len() < limit {
         let rows = engine.scan(&rows_prefix, &from, SCAN_ROWS)?;
         let ended = rows.len() < SCAN_ROWS;
-        if let Some((last, _)) = rows.last() {
-            from = next(last);
+        if let Some(last) = rows.last() {
+            from = next(&last.key);
         }
-        found.extend(rows.into_iter().filter_map(|(row, bytes)| existing(&row[base.len()..], bytes)));
+        found.extend(rows.into_iter().filter_map(|row| existing(&row.key[base.len()..], row.value)));
         if ended {
             break;
         }
@@ -73,9 +79,9 @@ pub(crate) fn list(
     Ok(found)
 }
 
-fn existing(name: &[u8], bytes: Bytes) -> Option<Found> {
+fn existing(name: &[u8], bytes: Result<Bytes, Corrupt>) -> Option<Found> {
     let name = String::from_utf8_lossy(name).into_owned();
-    let record = Record::decode(bytes);
+    let record = bytes.map_err(|Corrupt| EntryError::Checksum).and_then(Record::decode);
     let exists = record.as_ref().map_or(true, Record::exists);
     exists.then_some(Found { name, record })
 }

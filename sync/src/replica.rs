@@ -199,20 +199,21 @@ impl Replica {
     /// The replica of `node` as the engine has it. In an empty engine it begins a new incarnation, which `salt`
     /// tells apart from one begun in the same millisecond.
     pub fn open(engine: Arc<dyn Engine>, node: NodeName, now_ms: u64, salt: u16) -> Result<Self, EngineError> {
-        let stored = engine.get(layout::INCARNATION)?.and_then(|bytes| layout::number(&bytes));
-        let incarnation = match stored {
-            Some(incarnation) => incarnation,
-            None => {
-                let incarnation = Stamp::at_ms(now_ms).0 | u64::from(salt);
+        let vector = stored_vector(engine.as_ref())?;
+        let incarnation = match stored_incarnation(engine.as_ref(), &node)? {
+            Stored::GoOn(incarnation) => incarnation,
+            Stored::After(last) => {
+                let incarnation = (Stamp::at_ms(now_ms).0 | u64::from(salt)).max(last.saturating_add(1));
                 let mut batch = Batch::default();
                 batch.put(layout::INCARNATION.to_vec(), incarnation.to_be_bytes().to_vec());
+                let origin = Origin { node: node.clone(), incarnation };
+                batch.put(layout::vector(&origin), 0_u64.to_be_bytes().to_vec());
                 engine.apply(batch)?;
                 engine.flush()?;
                 incarnation
             }
         };
-        let high_water = engine.get(layout::CLOCK)?.and_then(|bytes| layout::number(&bytes)).unwrap_or(0);
-        let vector = stored_vector(engine.as_ref())?;
+        let high_water = fact(engine.as_ref(), layout::CLOCK)?.unwrap_or(0);
         Ok(Self {
             engine,
             origin: Origin { node, incarnation },
@@ -438,18 +439,45 @@ impl Replica {
     }
 }
 
+/// A number among the node's own facts; none also if it can't be read.
+fn fact(engine: &dyn Engine, row: &[u8]) -> Result<Option<u64>, EngineError> {
+    match engine.get(row) {
+        Ok(bytes) => Ok(bytes.and_then(|bytes| layout::number(&bytes))),
+        Err(error) if error.is_corrupt() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the engine says of the incarnation.
+enum Stored {
+    /// To go on as this one.
+    GoOn(u64),
+    /// To begin one after this, 0 if none is known: how far it has written can't be read, and it would give numbers
+    /// twice (sync.md invariant K5).
+    After(u64),
+}
+
+fn stored_incarnation(engine: &dyn Engine, node: &NodeName) -> Result<Stored, EngineError> {
+    let Some(incarnation) = fact(engine, layout::INCARNATION)? else { return Ok(Stored::After(0)) };
+    let origin = Origin { node: node.clone(), incarnation };
+    let Some(written) = fact(engine, &layout::vector(&origin))? else { return Ok(Stored::After(incarnation)) };
+    let beyond = layout::index(&Dot { origin: origin.clone(), seq: written.saturating_add(1) });
+    let known = engine.scan(&layout::indices(&origin), &beyond, 1)?.is_empty();
+    Ok(if known { Stored::GoOn(incarnation) } else { Stored::After(incarnation) })
+}
+
 fn stored_vector(engine: &dyn Engine) -> Result<VersionVector, EngineError> {
     let mut pairs = Vec::new();
     let mut from = layout::VECTOR.to_vec();
     loop {
         let rows = engine.scan(layout::VECTOR, &from, VECTOR_ROWS)?;
         let ended = rows.len() < VECTOR_ROWS;
-        for (row, value) in rows {
+        for row in rows {
             // A row that can't be read counts as zero: the peers then send that origin once more.
-            if let Some(origin) = layout::vector_origin(&row) {
-                pairs.push((origin, layout::number(&value).unwrap_or(0)));
+            if let Some(origin) = layout::vector_origin(&row.key) {
+                pairs.push((origin, row.value.ok().and_then(|value| layout::number(&value)).unwrap_or(0)));
             }
-            from = [&row, &[0][..]].concat();
+            from = [&row.key, &[0][..]].concat();
         }
         if ended {
             return Ok(pairs.into_iter().collect());

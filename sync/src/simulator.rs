@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use selvage_config::NodeName;
 
-use crate::engine::{Engine, Memory};
+use crate::engine::{Engine, Memory, Row};
 use crate::entry::{Dot, Entry, Key};
 use crate::layout;
 use crate::read;
@@ -379,8 +379,9 @@ impl World {
         for entry in self.written.values() {
             records.entry(entry.key.clone()).or_default().merge(entry.clone());
         }
-        let records: Vec<(Bytes, Bytes)> =
-            records.into_iter().map(|(key, record)| (layout::record(&key).into(), record.encode().into())).collect();
+        let row =
+            |(key, record): (Key, Record)| Row { key: layout::record(&key).into(), value: Ok(record.encode().into()) };
+        let records: Vec<Row> = records.into_iter().map(row).collect();
         let mut index = None;
         for node in &self.nodes {
             let rows = node.engine.scan(b"d", b"d", usize::MAX).unwrap();

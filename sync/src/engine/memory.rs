@@ -26,7 +26,7 @@ impl Engine for Memory {
             .range::<[u8], _>((start, Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
             .take(limit)
-            .map(|(key, value)| (Bytes::copy_from_slice(key), value.clone()))
+            .map(|(key, value)| Row { key: Bytes::copy_from_slice(key), value: Ok(value.clone()) })
             .collect())
     }
 

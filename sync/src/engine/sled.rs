@@ -53,7 +53,7 @@ impl Engine for Sled {
             if !key.starts_with(prefix) {
                 break;
             }
-            rows.push((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)));
+            rows.push(Row { key: Bytes::copy_from_slice(&key), value: Ok(Bytes::copy_from_slice(&value)) });
         }
         Ok(rows)
     }

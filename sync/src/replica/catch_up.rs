@@ -12,7 +12,7 @@ use selvage_config::NodeName;
 
 use super::peer::{CatchUp, Stream};
 use super::{Action, Draft, Notice, Replica};
-use crate::engine::{Batch, EngineError};
+use crate::engine::{Batch, Corrupt, EngineError};
 use crate::entry::{Dot, Entry, Origin};
 use crate::layout;
 use crate::read::{self, ReadError};
@@ -58,9 +58,13 @@ impl Replica {
                 let from = layout::index(&Dot { origin: origin.clone(), seq: after.saturating_add(1) });
                 let rows = self.engine.scan(&layout::indices(origin), &from, SCAN_ROWS)?;
                 let ended = rows.len() < SCAN_ROWS;
-                for (row, key) in rows {
-                    let Some(seq) = layout::index_seq(&row) else { continue };
-                    match self.find(&key, &Dot { origin: origin.clone(), seq })? {
+                for row in rows {
+                    let Some(seq) = layout::index_seq(&row.key) else { continue };
+                    let found = match &row.value {
+                        Ok(key) => self.find(key, &Dot { origin: origin.clone(), seq })?,
+                        Err(Corrupt) => Found::Unreadable,
+                    };
+                    match found {
                         Found::Entry(entry) => {
                             bytes += size(&entry);
                             entries.push(entry);
@@ -218,6 +222,7 @@ impl Replica {
         let mut batch = Batch::default();
         batch.put(layout::INCARNATION.to_vec(), incarnation.to_be_bytes().to_vec());
         batch.put(layout::vector(&old), 0_u64.to_be_bytes().to_vec());
+        batch.put(layout::vector(&self.origin), 0_u64.to_be_bytes().to_vec());
         actions.push(Action::Commit(batch));
         actions.push(Action::Notify(Notice::Rewound { peer: name.clone(), incarnation }));
         let names: Vec<NodeName> = self.peers.keys().cloned().collect();

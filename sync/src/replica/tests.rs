@@ -320,6 +320,23 @@ fn a_corrupt_record_is_not_served_not_counted_with_and_not_claimed() {
 }
 
 #[test]
+fn a_node_that_cannot_read_how_far_it_has_written_goes_on_as_a_new_incarnation() {
+    for lost in [true, false] {
+        let mut node = Node::new("a");
+        node.write("k", set("1"));
+        let origin = node.replica.origin().clone();
+        let mut damage = Batch::default();
+        match lost {
+            true => damage.remove(layout::vector(&origin)),
+            false => damage.put(layout::vector(&origin), 0_u64.to_be_bytes().to_vec()),
+        }
+        node.engine.apply(damage).unwrap();
+        let again = Node::on("a", Arc::clone(&node.engine));
+        assert_ne!(again.replica.origin(), &origin, "lost: {lost}");
+    }
+}
+
+#[test]
 fn lag_is_what_the_peer_has_not_acknowledged() {
     let mut node = Node::new("a");
     node.greet("b", VersionVector::default());
