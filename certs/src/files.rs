@@ -79,6 +79,18 @@ pub enum FileError {
         /// Keys in it; counted to two.
         found: usize,
     },
+    /// The file holds no secret of a useful length.
+    #[error("{path} holds a secret of {found} bytes, not {min} to {max}")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the secret.
+        found: usize,
+        /// The fewest.
+        min: usize,
+        /// The most.
+        max: usize,
+    },
     /// A certificate in a file of roots can't be one.
     #[error("certificate {position} of {path} can't be a root")]
     Root {
@@ -157,7 +169,8 @@ fn sections<T: PemObject>(path: &Path, bytes: &[u8], max: usize) -> Result<Vec<T
         .map_err(|source| FileError::Pem { path: path.to_owned(), source })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+/// Reads a file of bounded size.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     let failed = |source| FileError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     let read = File::open(path).map_err(failed)?.take(PEM_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;

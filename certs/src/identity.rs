@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::certificate::X509Certificate;
@@ -74,6 +75,13 @@ impl Identity {
             not_before,
             not_after,
         })
+    }
+
+    /// The same identity, whose signatures `provider` makes. A new one signs with the default provider.
+    pub fn signing_with(mut self, provider: &CryptoProvider) -> Result<Self, IdentityError> {
+        let certified = CertifiedKey::from_der(self.chain.to_vec(), self.key.clone_key(), provider);
+        self.certified = Arc::new(certified.map_err(IdentityError::Key)?);
+        Ok(self)
     }
 
     /// Reads an identity from the file of its chain and the file of its key.

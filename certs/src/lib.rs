@@ -21,16 +21,20 @@ mod enrolment;
 mod reload;
 mod resolver;
 
+mod secret;
+mod tickets;
+
 mod front;
 mod mutual;
 
 pub use authority::{Authority, AuthorityError};
 pub use enrolment::Enrolment;
 pub use files::{FileError, PemFiles, roots_from_pem};
-pub use front::{TlsVersions, front_server};
+pub use front::{FrontTls, TlsVersions, front_server};
 pub use identity::{Identity, IdentityError};
 pub use mutual::{ClientAuth, TlsError, client, mutual_client, mutual_server, roots_of};
-pub use provider::provider;
+pub use provider::{provider, provider_of};
 pub use reload::{Reload, ReloadError, Reloaded};
 pub use resolver::{Certificates, Resolver, ResolverError};
 pub use role::{INTERNAL_DOMAIN, OperatorName, OperatorNameError, Role, peer_of, peer_role};
+pub use secret::{FrontSecret, RandomError};

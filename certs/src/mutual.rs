@@ -11,6 +11,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier, client::Resumption};
 use rustls_pki_types::CertificateDer;
 
+use crate::tickets::NoTickets;
 use crate::{Identity, provider};
 
 /// Why there is no configuration.
@@ -85,14 +86,17 @@ pub fn mutual_server(
     })?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
-        .expect("ring has TLS 1.3")
+        .expect("both providers have TLS 1.3")
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified_key())));
+    config.ticketer = Arc::new(NoTickets);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
 fn client_builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
-    ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]).expect("ring has TLS 1.3")
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("both providers have TLS 1.3")
 }

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use selvage_config::node::TlsProvider;
+
 use crate::resolver::{Certificates, Resolver, ResolverError};
-use crate::{FileError, Identity, PemFiles};
+use crate::{FileError, Identity, PemFiles, provider_of};
 
 /// Why the files were not taken.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,7 @@ pub enum Reloaded {
 pub struct Reload {
     named: Vec<PemFiles>,
     default: Option<PemFiles>,
+    provider: TlsProvider,
     held: Held,
     resolver: Arc<Resolver>,
 }
@@ -44,8 +47,14 @@ struct Held {
 }
 
 impl Held {
-    fn read(named: &[PemFiles], default: Option<&PemFiles>) -> Result<Self, FileError> {
-        let load = |files: &PemFiles| Identity::load(&files.certificate, &files.key);
+    fn read(named: &[PemFiles], default: Option<&PemFiles>, provider: TlsProvider) -> Result<Self, FileError> {
+        let provider = provider_of(provider);
+        let load = |files: &PemFiles| {
+            Identity::load(&files.certificate, &files.key)?.signing_with(&provider).map_err(|source| {
+                let PemFiles { certificate, key } = files.clone();
+                FileError::Identity { certificate, key, source }
+            })
+        };
         Ok(Self { named: named.iter().map(load).collect::<Result<_, _>>()?, default: default.map(load).transpose()? })
     }
 
@@ -60,11 +69,11 @@ impl Held {
 
 impl Reload {
     /// Reads the files for the first time. `named` are found by the names in them; `default` is for every other
-    /// name and may be one of `named` too.
-    pub fn open(named: Vec<PemFiles>, default: Option<PemFiles>) -> Result<Self, ReloadError> {
-        let held = Held::read(&named, default.as_ref())?;
+    /// name and may be one of `named` too. `provider` makes the signatures.
+    pub fn open(named: Vec<PemFiles>, default: Option<PemFiles>, provider: TlsProvider) -> Result<Self, ReloadError> {
+        let held = Held::read(&named, default.as_ref(), provider)?;
         let resolver = Arc::new(Resolver::new(held.table()?));
-        Ok(Self { named, default, held, resolver })
+        Ok(Self { named, default, provider, held, resolver })
     }
 
     /// What the listeners look into.
@@ -80,7 +89,7 @@ impl Reload {
     /// Reads the files again and puts them in place if they changed. It blocks on the disk. On an error the old
     /// certificates stay in use, and the next call tries again.
     pub fn reload(&mut self) -> Result<Reloaded, ReloadError> {
-        let held = Held::read(&self.named, self.default.as_ref())?;
+        let held = Held::read(&self.named, self.default.as_ref(), self.provider)?;
         if held == self.held {
             return Ok(Reloaded::Unchanged);
         }
@@ -112,7 +121,7 @@ mod tests {
         let (one, other) = (files(directory, "one"), files(directory, "other"));
         put(&one, "one.test");
         put(&other, "other.test");
-        let reload = Reload::open(vec![one.clone(), other.clone()], Some(one.clone())).unwrap();
+        let reload = Reload::open(vec![one.clone(), other.clone()], Some(one.clone()), TlsProvider::default()).unwrap();
         (one, other, reload)
     }
 
@@ -184,7 +193,7 @@ mod tests {
     fn bad_files_are_refused_at_the_start() {
         let directory = tempfile::tempdir().unwrap();
         let missing = files(directory.path(), "missing");
-        assert!(Reload::open(vec![missing.clone()], None).is_err());
-        assert!(Reload::open(Vec::new(), Some(missing)).is_err());
+        assert!(Reload::open(vec![missing.clone()], None, TlsProvider::Ring).is_err());
+        assert!(Reload::open(Vec::new(), Some(missing), TlsProvider::Ring).is_err());
     }
 }

@@ -28,6 +28,9 @@ pub struct NodeConfig {
     /// Certificates of the front.
     #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
+    /// TLS of the front.
+    #[serde(default)]
+    pub tls: TlsSettings,
     /// Who this node is to its peers and the control plane. Needed for `control_plane` and for replication.
     pub identity: Option<IdentityFiles>,
     /// Where plans come from. Without it the node runs the last plan on its disk.
@@ -87,6 +90,44 @@ pub struct CertificateFiles {
     pub certificate: PathBuf,
     /// The private key.
     pub key: PathBuf,
+}
+
+/// TLS of the front.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// The oldest version that is spoken: `"1.3"`, the default, or `"1.2"`.
+    #[serde(default)]
+    pub version_min: TlsVersionMin,
+    /// Who computes: `"aws-lc-rs"`, the default, with the hybrid key exchange X25519MLKEM768; or `"ring"`, without it.
+    #[serde(default)]
+    pub provider: TlsProvider,
+    /// A file of 32 bytes or more, the same on every node of a point of presence. From it come the keys of session
+    /// tickets, and of QUIC's tokens and resets. Without it each node has its own, until it restarts.
+    pub secret: Option<PathBuf>,
+}
+
+/// The oldest version of TLS that the front speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+pub enum TlsVersionMin {
+    /// RFC 5246.
+    #[serde(rename = "1.2")]
+    V12,
+    /// RFC 8446.
+    #[default]
+    #[serde(rename = "1.3")]
+    V13,
+}
+
+/// Who computes for TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsProvider {
+    /// AWS-LC, the faster one, with X25519MLKEM768.
+    #[default]
+    AwsLcRs,
+    /// ring.
+    Ring,
 }
 
 /// The mTLS identity of a node or a control plane, PEM.
@@ -172,7 +213,7 @@ impl NodeConfig {
         let certificates = self.certificates.iter_mut().flat_map(|c| [&mut c.certificate, &mut c.key]);
         let identity = self.identity.iter_mut().flat_map(|i| [&mut i.certificate, &mut i.key, &mut i.roots]);
         let keys = self.trust.keys.iter_mut().chain(&mut self.egress.roots);
-        for path in certificates.chain(identity).chain(keys).chain([&mut self.state_dir]) {
+        for path in certificates.chain(identity).chain(keys).chain([&mut self.state_dir]).chain(&mut self.tls.secret) {
             *path = base.join(&path);
         }
     }
@@ -209,6 +250,21 @@ trust = { keys = ["cosign.pub"] }
     fn an_unknown_key_is_named_with_its_line() {
         let places = parse(&GOOD.replace("region =", "regoin =")).unwrap_err().places();
         assert_eq!((places[0].line, places[0].field.as_str()), (Some(3), "regoin"));
+    }
+
+    #[test]
+    fn tls_is_new_and_fast_unless_the_file_says_otherwise() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!((config.tls.version_min, config.tls.provider), (TlsVersionMin::V13, TlsProvider::AwsLcRs));
+        assert_eq!(config.tls.secret, None);
+        let with = |tls: &str| parse(&GOOD.replacen("region =", &format!("tls = {{ {tls} }}\nregion ="), 1));
+        let tls = with("version_min = \"1.2\", provider = \"ring\", secret = \"pop.secret\"").unwrap().tls;
+        assert_eq!((tls.version_min, tls.provider), (TlsVersionMin::V12, TlsProvider::Ring));
+        assert_eq!(tls.secret.unwrap(), Path::new("/etc/selvage/pop.secret"));
+        for bad in ["version_min = \"1.1\"", "version_min = 1.3", "provider = \"openssl\"", "secrets = \"x\""] {
+            let places = with(bad).unwrap_err().places();
+            assert_eq!(places[0].line, Some(3), "{bad}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use selvage_certs::{Resolver, TlsVersions, front_server};
+use selvage_certs::{FrontTls, TlsVersions, front_server};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -52,8 +52,8 @@ pub struct ListenOptions {
     pub https: Option<SocketAddr>,
     /// HTTP/1.1, and HTTP/2 with prior knowledge, without TLS.
     pub http: Option<SocketAddr>,
-    /// The certificates.
-    pub tls: Option<Arc<Resolver>>,
+    /// Certificates and keys.
+    pub tls: Option<FrontTls>,
 }
 
 /// Why a listener could not be opened.
@@ -106,8 +106,8 @@ impl Listeners {
             tasks: JoinSet::new(),
         };
         if let Some(address) = options.https {
-            let resolver = options.tls.as_ref().ok_or(ListenError::Certificates)?;
-            listeners.open_https(address, resolver, &parts).await?;
+            let tls = options.tls.as_ref().ok_or(ListenError::Certificates)?;
+            listeners.open_https(address, tls, &parts).await?;
         }
         if let Some(address) = options.http {
             let listener = bind_tcp(address).await?;
@@ -121,12 +121,12 @@ impl Listeners {
     async fn open_https(
         &mut self,
         address: SocketAddr,
-        resolver: &Arc<Resolver>,
+        front: &FrontTls,
         parts: &Arc<Parts>,
     ) -> Result<(), ListenError> {
         let alpn: &[&[u8]] = &[b"h2", b"http/1.1"];
-        let tls = front_server(Arc::clone(resolver), alpn, TlsVersions::From12).map_err(ListenError::Tls)?;
-        let h3 = front_server(Arc::clone(resolver), &[b"h3"], TlsVersions::Only13).map_err(ListenError::Tls)?;
+        let tls = front_server(front, alpn, front.versions).map_err(ListenError::Tls)?;
+        let h3 = front_server(front, &[b"h3"], TlsVersions::Only13).map_err(ListenError::Tls)?;
         let quic = quic::server_config(h3)?;
         let (listener, socket) = bind_both(address).await?;
         let local = local_address(&listener, address)?;

@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use selvage_certs::{PemFiles, Reload, Reloaded, Role, peer_role};
+use selvage_certs::{FrontSecret, FrontTls, PemFiles, Reload, Reloaded, Role, TlsVersions, peer_role};
 use selvage_config::bundle::Bundle;
-use selvage_config::node::{CertificateFiles, Egress as EgressConfig, NodeConfig, Trust};
+use selvage_config::node::{
+    CertificateFiles, Egress as EgressConfig, NodeConfig, TlsProvider, TlsSettings, TlsVersionMin, Trust,
+};
 use selvage_config::plan::{Plan, Status};
 use selvage_config::{Limits, NodeName, Region, StoreLabel, StoreName};
 use selvage_sync::{Kv, Options as KvOptions, Tls};
@@ -132,7 +134,8 @@ impl Node {
     pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
         let drain = Duration::from_millis(config.drain_ms);
         let fleet = config.identity.as_ref().map(Fleet::load).transpose()?;
-        let reload = certificates(&config.certificates)?;
+        let reload = certificates(&config.certificates, config.tls.provider)?;
+        let secret = config.tls.secret.as_deref().map_or_else(own_secret, |path| Ok(FrontSecret::load(path)?))?;
         let policy = trust(&config.trust)?;
         let origin = match (&config.control_plane, &fleet) {
             (Some(place), Some(fleet)) => Some(Origin::new(&place.address, (*fleet.client()?).clone())?),
@@ -155,8 +158,8 @@ impl Node {
         let report = activation.report();
         let restored = Box::pin(activation.restore()).await;
 
-        let resolver = reload.as_ref().map(Reload::resolver);
-        let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls: resolver };
+        let tls = reload.as_ref().map(|reload| front_tls(reload, &config.tls, secret));
+        let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls };
         let listeners = Listeners::bind(&options, Arc::clone(&parts)).await?;
         let addresses = Addresses {
             https: listeners.https_addr(),
@@ -202,7 +205,10 @@ impl Node {
     /// [`StartError`]; then nothing is left running.
     pub async fn up(options: UpOptions) -> Result<Self, StartError> {
         let engines = start_engines(EngineOptions::default());
-        let reload = certificates(options.tls.as_slice())?;
+        let reload = certificates(options.tls.as_slice(), TlsProvider::default())?;
+        let tls = TlsSettings::default();
+        let tls =
+            reload.as_ref().map(|reload| Ok::<_, StartError>(front_tls(reload, &tls, own_secret()?))).transpose()?;
         let temporary = match options.state_dir {
             Some(_) => None,
             None => Some(tempfile::tempdir().map_err(StartError::Temporary)?),
@@ -237,7 +243,7 @@ impl Node {
         let parts = Arc::new(Parts::new(name.clone(), region.clone(), UP_REQUESTS_MAX, metrics));
         parts.table.store(Arc::new(Table::alone(Arc::clone(&app))));
         let (https, http) = if reload.is_some() { (Some(options.listen), None) } else { (None, Some(options.listen)) };
-        let listening = ListenOptions { https, http, tls: reload.as_ref().map(Reload::resolver) };
+        let listening = ListenOptions { https, http, tls };
         let listeners = Listeners::bind(&listening, Arc::clone(&parts)).await?;
         let addresses =
             Addresses { https: listeners.https_addr(), http: listeners.http_addr(), ..Addresses::default() };
@@ -313,11 +319,24 @@ impl Me {
 
 /// The certificates of the front, if there are any. The first is also for clients that name no host, or one that no
 /// certificate is for.
-fn certificates(files: &[CertificateFiles]) -> Result<Option<Reload>, StartError> {
+fn certificates(files: &[CertificateFiles], provider: TlsProvider) -> Result<Option<Reload>, StartError> {
     let pem = |files: &CertificateFiles| PemFiles { certificate: files.certificate.clone(), key: files.key.clone() };
     let named: Vec<PemFiles> = files.iter().map(pem).collect();
     let Some(first) = named.first().cloned() else { return Ok(None) };
-    Ok(Some(Reload::open(named, Some(first))?))
+    Ok(Some(Reload::open(named, Some(first), provider)?))
+}
+
+/// A secret for one process: its tickets end with it.
+fn own_secret() -> Result<FrontSecret, StartError> {
+    FrontSecret::random().map_err(StartError::Random)
+}
+
+fn front_tls(reload: &Reload, settings: &TlsSettings, secret: FrontSecret) -> FrontTls {
+    let versions = match settings.version_min {
+        TlsVersionMin::V12 => TlsVersions::From12,
+        TlsVersionMin::V13 => TlsVersions::Only13,
+    };
+    FrontTls { resolver: reload.resolver(), provider: settings.provider, secret, versions }
 }
 
 /// Takes new certificates as they come. Bad ones are told, and the old ones stay.

@@ -1,8 +1,12 @@
 //! The public listener, as clients of any name see it.
 
+use rustls::NamedGroup;
 use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, Error, HandshakeKind, ProtocolVersion, SupportedProtocolVersion};
-use selvage_certs::{Certificates, PemFiles, Reload, Resolver, TlsVersions, front_server, provider};
+use selvage_certs::{
+    Certificates, FrontSecret, FrontTls, PemFiles, Reload, Resolver, TlsVersions, front_server, provider, provider_of,
+};
+use selvage_config::node::TlsProvider;
 
 use super::*;
 
@@ -20,7 +24,11 @@ fn browser(authority: &Authority, versions: &[&'static SupportedProtocolVersion]
 }
 
 fn front(table: Certificates, versions: TlsVersions) -> Arc<ServerConfig> {
-    front_server(Arc::new(Resolver::new(table)), ALPN, versions).unwrap()
+    front_server(&tls(Arc::new(Resolver::new(table)), FrontSecret::random().unwrap()), ALPN, versions).unwrap()
+}
+
+fn tls(resolver: Arc<Resolver>, secret: FrontSecret) -> FrontTls {
+    FrontTls { resolver, provider: TlsProvider::default(), secret, versions: TlsVersions::Only13 }
 }
 
 #[tokio::test]
@@ -106,8 +114,9 @@ async fn a_renewed_certificate_is_shown_and_a_bad_one_is_not() {
     let files = PemFiles { certificate: directory.path().join("shop.pem"), key: directory.path().join("shop-key.pem") };
     let (first, second) = (server_identity(&authority, "shop.test"), server_identity(&authority, "shop.test"));
     first.save(&files.certificate, &files.key).unwrap();
-    let mut reload = Reload::open(vec![files.clone()], None).unwrap();
-    let server = front_server(reload.resolver(), ALPN, TlsVersions::Only13).unwrap();
+    let mut reload = Reload::open(vec![files.clone()], None, TlsProvider::default()).unwrap();
+    let tls = tls(reload.resolver(), FrontSecret::random().unwrap());
+    let server = front_server(&tls, ALPN, TlsVersions::Only13).unwrap();
     // A new client each time, so that no session is resumed.
     let shown = async || handshake(&browser(&authority, &[&TLS13]), &server, "shop.test").await.shown();
     assert_eq!(shown().await, first.chain()[0]);
@@ -119,4 +128,67 @@ async fn a_renewed_certificate_is_shown_and_a_bad_one_is_not() {
     second.save(&files.certificate, &files.key).unwrap();
     reload.reload().unwrap();
     assert_eq!(shown().await, second.chain()[0]);
+}
+
+/// How the handshakes of one client with these servers, one after the other, went.
+async fn kinds(client: &Arc<ClientConfig>, servers: &[&Arc<ServerConfig>]) -> Vec<HandshakeKind> {
+    let mut kinds = Vec::new();
+    for server in servers {
+        let handshake = handshake(client, server, "shop.test").await;
+        kinds.push(handshake.client.as_ref().unwrap().get_ref().1.handshake_kind().unwrap());
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_at_every_node_with_the_same_secret_and_at_no_other() {
+    let authority = Authority::create("public").unwrap();
+    let table = Certificates::of([&server_identity(&authority, "shop.test")]).unwrap();
+    let secret = FrontSecret::random().unwrap();
+    let server = |secret: &FrontSecret, versions| {
+        let tls = tls(Arc::new(Resolver::new(table.clone())), secret.clone());
+        front_server(&tls, ALPN, versions).unwrap()
+    };
+    for versions in [&[&TLS13][..], &[&TLS12]] {
+        let of = |secret| server(secret, TlsVersions::From12);
+        let (one, other, stranger) = (of(&secret), of(&secret), of(&FrontSecret::random().unwrap()));
+        let client = browser(&authority, versions);
+        use HandshakeKind::{Full, Resumed};
+        assert_eq!(kinds(&client, &[&one, &other, &one, &stranger]).await, [Full, Resumed, Resumed, Full]);
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_of_one_name_is_not_taken_for_another() {
+    let authority = Authority::create("public").unwrap();
+    let server = front(Certificates::of([&server_identity(&authority, "*.shop.test")]).unwrap(), TlsVersions::Only13);
+    let client = browser(&authority, &[&TLS13]);
+    for name in ["a.shop.test", "b.shop.test"] {
+        let handshake = handshake(&client, &server, name).await;
+        let (_, connection) = handshake.server.as_ref().unwrap().get_ref();
+        assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_hybrid_group_is_agreed_on_where_both_have_it() {
+    let authority = Authority::create("public").unwrap();
+    let table = Certificates::of([&server_identity(&authority, "shop.test")]).unwrap();
+    for (server, client, group) in [
+        (TlsProvider::AwsLcRs, TlsProvider::AwsLcRs, NamedGroup::X25519MLKEM768),
+        (TlsProvider::AwsLcRs, TlsProvider::Ring, NamedGroup::X25519),
+        (TlsProvider::Ring, TlsProvider::AwsLcRs, NamedGroup::X25519),
+    ] {
+        let resolver = Arc::new(Resolver::new(table.clone()));
+        let tls = FrontTls { provider: server, ..tls(resolver, FrontSecret::random().unwrap()) };
+        let server = front_server(&tls, ALPN, TlsVersions::Only13).unwrap();
+        let client = ClientConfig::builder_with_provider(provider_of(client))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_root_certificates(roots(&authority))
+            .with_no_client_auth();
+        let handshake = handshake(&Arc::new(client), &server, "shop.test").await;
+        let (_, connection) = handshake.server.as_ref().unwrap().get_ref();
+        assert_eq!(connection.negotiated_key_exchange_group().unwrap().name(), group);
+    }
 }

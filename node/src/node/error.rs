@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use selvage_certs::{FileError, ReloadError, TlsError};
+use selvage_certs::{FileError, RandomError, ReloadError, TlsError};
 use selvage_sync::{KvError, OpenError};
 
 use crate::admin::AdminError;
@@ -22,9 +22,12 @@ pub enum StartError {
     /// A control plane is configured, and no identity to show it.
     #[error("control_plane needs an identity")]
     Identity,
-    /// A file of the identity can't be used.
-    #[error("identity")]
+    /// A file of the identity, or of the front's secret, can't be used.
+    #[error("identity or secret")]
     IdentityFile(#[from] FileError),
+    /// The front has no secret file, and there is no randomness to make a secret.
+    #[error("secret of the front")]
+    Random(#[source] RandomError),
     /// The identity can't speak TLS.
     #[error("identity")]
     Tls(#[from] TlsError),

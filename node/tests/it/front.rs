@@ -18,8 +18,9 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use selvage_certs::{Authority, Certificates, Resolver, provider, roots_of};
+use selvage_certs::{Authority, Certificates, FrontSecret, FrontTls, Resolver, TlsVersions, provider, roots_of};
 use selvage_config::app::{App, Route, StaticResponse, Target};
+use selvage_config::node::TlsProvider;
 use selvage_config::{AppName, Digest};
 use selvage_node::listen::{ListenOptions, Listeners};
 use selvage_node::metrics::Metrics;
@@ -71,7 +72,13 @@ impl Front {
         parts.table.store(Arc::new(Table::new(vec![Arc::new(app("hello"))], "edge.test").unwrap()));
         let parts = Arc::new(parts);
         let any = Some("127.0.0.1:0".parse().unwrap());
-        let options = ListenOptions { https: any, http: any, tls: Some(Arc::new(Resolver::new(certificates))) };
+        let tls = FrontTls {
+            resolver: Arc::new(Resolver::new(certificates)),
+            provider: TlsProvider::default(),
+            secret: FrontSecret::random().unwrap(),
+            versions: TlsVersions::Only13,
+        };
+        let options = ListenOptions { https: any, http: any, tls: Some(tls) };
         let listeners = Listeners::bind(&options, Arc::clone(&parts)).await.unwrap();
         Self { parts, listeners, roots: roots_of(&[authority.certificate_der()]).unwrap() }
     }
