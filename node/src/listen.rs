@@ -4,7 +4,7 @@
 //! accepts no more, tells its clients (GOAWAY, `connection: close`) and waits; at the deadline what is left is cut off.
 
 mod body;
-mod frames;
+mod h3;
 pub(crate) mod head;
 mod quic;
 mod stream;
@@ -127,11 +127,11 @@ impl Listeners {
         let alpn: &[&[u8]] = &[b"h2", b"http/1.1"];
         let tls = front_server(front, alpn, front.versions).map_err(ListenError::Tls)?;
         let h3 = front_server(front, &[b"h3"], TlsVersions::Only13).map_err(ListenError::Tls)?;
-        let quic = quic::server_config(h3)?;
+        let quic = quic::server_config(h3, &front.secret)?;
         let (listener, socket) = bind_both(address).await?;
         let local = local_address(&listener, address)?;
         let unbound = |source| ListenError::Bind { address: local, transport: "UDP", source };
-        let endpoint = quic::endpoint(quic, socket).map_err(unbound)?;
+        let endpoint = quic::endpoint(quic, &front.secret, socket).map_err(unbound)?;
         let alt_svc = format!("h3=\":{}\"; ma={ALT_SVC_SECONDS}", local.port());
         let alt_svc = HeaderValue::try_from(alt_svc).expect("digits and ASCII text");
         let kind = tcp::Kind::Tls { acceptor: TlsAcceptor::from(tls), alt_svc };
@@ -163,7 +163,7 @@ impl Listeners {
         }
         self.tasks.shutdown().await;
         if let Some(endpoint) = self.quic.take() {
-            endpoint.close(quic::NO_ERROR, b"");
+            endpoint.close(h3::Code::NoError.into(), b"");
             let _ = tokio::time::timeout(FAREWELL_MAX, endpoint.wait_idle()).await;
         }
     }

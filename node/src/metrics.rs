@@ -48,6 +48,7 @@ pub struct Metrics {
     under_way: IntGauge,
     connections: IntGaugeVec,
     log_dropped: IntCounterVec,
+    below_http: IntCounterVec,
     refused: IntCounterVec,
     kv_lag: IntGaugeVec,
     kv_connected: IntGaugeVec,
@@ -150,6 +151,12 @@ impl Metrics {
                 "Bytes that guests wrote to their log beyond their limit.",
                 &["app"],
             ),
+            below_http: counter(
+                &registry,
+                "selvage_front_refused_total",
+                "Connections and requests refused before there was a request, by the rule that the client broke.",
+                &["protocol", "cause"],
+            ),
             refused: counter(
                 &registry,
                 "selvage_releases_refused_total",
@@ -196,6 +203,11 @@ impl Metrics {
     /// What guests of `app` write more than their logs take.
     pub fn log_dropped(&self, app: &str) -> LogDropped {
         LogDropped { bytes: self.log_dropped.with_label_values(&[app]) }
+    }
+
+    /// A client broke a rule below HTTP's own.
+    pub fn refused_below_http(&self, protocol: Protocol, cause: &str) {
+        self.below_http.with_label_values(&[protocol.as_str(), cause]).inc();
     }
 
     /// The node would not run a release; `cause` is the word of the status document.

@@ -96,10 +96,13 @@ fn is_framed(protocol: Protocol, fields: &HeaderMap) -> bool {
         && match protocol {
             // RFC 9112 6.1: the parser takes any list that ends in `chunked`; we take the one coding that we undo.
             Protocol::H1 => only(TRANSFER_ENCODING, "chunked"),
-            Protocol::H2 | Protocol::H3 => {
-                only(TE, "trailers") && !fields.keys().any(|name| OF_H1_ONLY.contains(&name.as_str()))
-            }
+            Protocol::H2 | Protocol::H3 => only(TE, "trailers") && !fields.keys().any(is_of_h1_only),
         }
+}
+
+/// Whether a field has no place in HTTP/2 and 3.
+pub(super) fn is_of_h1_only(name: &HeaderName) -> bool {
+    OF_H1_ONLY.contains(&name.as_str())
 }
 
 /// RFC 9110 8.6: digits and nothing else.

@@ -1,0 +1,285 @@
+//! One connection: it takes requests until it is time to leave, and then leaves so that no request is lost.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Buf as _;
+use futures_util::FutureExt as _;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::code::{Code, Scope, Wrong};
+use super::control::{self, Told};
+use super::exchange::exchange;
+use super::pace::Pace;
+use super::shared::{Shared, lock};
+use super::{frames, integer};
+use crate::listen::{HANDSHAKE_MAX, HEAD_BYTES_MAX, STREAMS_MAX};
+use crate::request::Protocol;
+use crate::serve::Parts;
+
+/// Requests of one connection. Then it leaves, and the client makes a new one.
+const REQUESTS_MAX: u64 = 10_000;
+/// How long a connection may be without a request.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How old a connection may get, and by how much of that at most they differ.
+const AGE_MAX: Duration = Duration::from_secs(3_600);
+const AGE_SPREAD: u32 = 8;
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long a client has to hear that the connection is leaving: a round trip, or this.
+const WARNING_MIN: Duration = Duration::from_secs(1);
+/// After the last answer of a connection that leaves has arrived, time for the client to go by itself.
+const LINGER: Duration = Duration::from_millis(200);
+/// How often it is looked at whether the last answer has arrived.
+const LINGER_LOOK: Duration = Duration::from_millis(20);
+/// The largest identifier of a request's stream: it promises that nothing is refused yet (RFC 9114 5.2).
+const LAST_STREAM: u64 = integer::MAX - 3;
+/// Identifiers of the streams of requests are this far apart (RFC 9000 2.1).
+const STREAM_STEP: u64 = 4;
+/// Bytes that are taken at once from a stream in one direction.
+const CHUNK_BYTES_MAX: usize = 4 * 1024;
+
+/// How far a connection is from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// It stays.
+    No,
+    /// The client has been told that it will; requests that are on their way are taken until then.
+    Warned { until: Instant },
+    /// The client has been told which requests are taken. It may send all others to somebody else.
+    Told { first_refused: u64 },
+}
+
+/// Closes a connection whose task is cut off. quinn ends the streams of a dropped request as if they were whole, so
+/// the connection must be gone before that.
+struct CutOff(quinn::Connection);
+
+impl Drop for CutOff {
+    fn drop(&mut self) {
+        self.0.close(Code::Internal.into(), b"");
+    }
+}
+
+/// One connection.
+struct Connection {
+    shared: Arc<Shared>,
+    control: quinn::SendStream,
+    requests: JoinSet<()>,
+    streams: JoinSet<()>,
+    leaving: Leaving,
+    /// Requests that came.
+    count: u64,
+    /// The stream after the last one that was taken.
+    next: u64,
+    /// When it was last seen with a request.
+    busy: Instant,
+    pace: Pace,
+}
+
+/// Serves a connection to its end.
+pub(in crate::listen) async fn connection(
+    quic: quinn::Connection,
+    parts: Arc<Parts>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let _open = parts.metrics.connection(Protocol::H3);
+    let cut_off = CutOff(quic.clone());
+    let control = timeout(HANDSHAKE_MAX, greet(&quic)).await??;
+    let mut connection = Connection {
+        shared: Arc::new(Shared::new(quic.clone(), parts)),
+        control,
+        requests: JoinSet::new(),
+        streams: JoinSet::new(),
+        leaving: Leaving::No,
+        count: 0,
+        next: 0,
+        busy: Instant::now(),
+        pace: Pace::default(),
+    };
+    connection.run(&stop).await?;
+    connection.linger().await;
+    quic.close(Code::NoError.into(), b"");
+    drop(cut_off);
+    Ok(())
+}
+
+/// Opens our control stream (RFC 9114 6.2.1). QPACK needs no streams: what is not said of its table is 0.
+async fn greet(quic: &quinn::Connection) -> anyhow::Result<quinn::SendStream> {
+    let mut control = quic.open_uni().await?;
+    let (mut settings, mut greeting) = (Vec::new(), Vec::new());
+    integer::write(control::MAX_FIELD_SECTION_SIZE, &mut settings);
+    integer::write(HEAD_BYTES_MAX.into(), &mut settings);
+    integer::write(control::CONTROL, &mut greeting);
+    integer::write(frames::SETTINGS, &mut greeting);
+    integer::write(settings.len() as u64, &mut greeting);
+    greeting.extend_from_slice(&settings);
+    control.write_all(&greeting).await?;
+    Ok(control)
+}
+
+impl Connection {
+    /// Takes requests until there are no more to come.
+    async fn run(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
+        let oldest = Instant::now() + age_max();
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (quic, leave) = (self.shared.quic.clone(), self.shared.leave.clone());
+        loop {
+            let until = match self.leaving {
+                Leaving::Warned { until } => Some(until),
+                Leaving::Told { .. } if self.requests.is_empty() => return Ok(()),
+                _ => None,
+            };
+            let stays = self.leaving == Leaving::No;
+            let full = self.requests.len() >= STREAMS_MAX as usize;
+            // Each branch may be dropped: what it waits for stays where it is.
+            tokio::select! {
+                accepted = quic.accept_bi(), if !full => {
+                    let Ok((send, receive)) = accepted else { return Ok(()) };
+                    self.take(send, receive).await?;
+                    while self.requests.len() < STREAMS_MAX as usize
+                        && let Some(Ok((send, receive))) = quic.accept_bi().now_or_never()
+                    {
+                        self.take(send, receive).await?;
+                    }
+                }
+                accepted = quic.accept_uni() => {
+                    let Ok(receive) = accepted else { return Ok(()) };
+                    while self.streams.try_join_next().is_some() {}
+                    self.streams.spawn(listen(Arc::clone(&self.shared), receive));
+                }
+                Some(_) = self.requests.join_next(), if full || !stays => {}
+                () = stop.cancelled(), if stays => self.warn().await?,
+                () = leave.cancelled(), if stays => self.warn().await?,
+                () = sleep_until(until.unwrap_or(oldest).into()), if until.is_some() => self.tell().await?,
+                _ = look.tick() => self.look(oldest).await?,
+            }
+        }
+    }
+
+    /// A request's stream was opened.
+    async fn take(&mut self, mut send: quinn::SendStream, mut receive: quinn::RecvStream) -> anyhow::Result<()> {
+        let id = u64::from(quinn::VarInt::from(send.id()));
+        self.count += 1;
+        if let Leaving::Told { first_refused } = self.leaving
+            && id >= first_refused
+        {
+            // RFC 9114 5.2: not begun, so that the client may send it to somebody else. Fails only if it gave up.
+            let _ = send.reset(Code::RequestRejected.into());
+            let _ = receive.stop(Code::RequestRejected.into());
+            return Ok(());
+        }
+        self.next = id + STREAM_STEP;
+        self.busy = Instant::now();
+        while self.requests.try_join_next().is_some() {}
+        self.requests.spawn(exchange(Arc::clone(&self.shared), send, receive));
+        match self.leaving {
+            Leaving::No if self.count >= REQUESTS_MAX => self.warn().await,
+            // As many as can have been on their way.
+            Leaving::Warned { .. } if self.count >= REQUESTS_MAX + u64::from(STREAMS_MAX) => self.tell().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// It is time to leave: the client shall begin nothing new, and is told so before anything is refused.
+    async fn warn(&mut self) -> anyhow::Result<()> {
+        let trip = self.shared.quic.rtt().clamp(WARNING_MIN, HANDSHAKE_MAX);
+        self.leaving = Leaving::Warned { until: Instant::now() + trip };
+        self.goaway(LAST_STREAM).await
+    }
+
+    /// What has not come by now is refused.
+    async fn tell(&mut self) -> anyhow::Result<()> {
+        self.leaving = Leaving::Told { first_refused: self.next };
+        self.goaway(self.next).await
+    }
+
+    /// RFC 9114 7.2.6.
+    async fn goaway(&mut self, first_refused: u64) -> anyhow::Result<()> {
+        let (mut id, mut frame) = (Vec::new(), Vec::new());
+        integer::write(first_refused, &mut id);
+        integer::write(frames::GOAWAY, &mut frame);
+        integer::write(id.len() as u64, &mut frame);
+        frame.extend_from_slice(&id);
+        timeout(HANDSHAKE_MAX, self.control.write_all(&frame)).await??;
+        Ok(())
+    }
+
+    /// Looks at how the connection is used.
+    async fn look(&mut self, oldest: Instant) -> anyhow::Result<()> {
+        let now = Instant::now();
+        while self.requests.try_join_next().is_some() {}
+        let undelivered = self.shared.undelivered();
+        if !self.requests.is_empty() || undelivered.is_some() {
+            self.busy = now;
+        }
+        let sent_bytes = self.shared.quic.stats().udp_tx.bytes;
+        if self.pace.is_too_slow(now, undelivered, sent_bytes) {
+            self.shared.wrong(Wrong {
+                scope: Scope::Connection,
+                code: Code::ExcessiveLoad,
+                reason: "client takes nothing",
+            });
+        }
+        if self.leaving == Leaving::No && (now >= oldest || now.saturating_duration_since(self.busy) >= IDLE_MAX) {
+            self.warn().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the last answer has arrived, and a moment longer for the client to go by itself.
+    async fn linger(&mut self) {
+        while self.requests.join_next().await.is_some() {}
+        let quic = &self.shared.quic;
+        while let Some(oldest) = self.shared.undelivered() {
+            let slow = self.pace.is_too_slow(Instant::now(), Some(oldest), quic.stats().udp_tx.bytes);
+            if slow || timeout(LINGER_LOOK, quic.closed()).await.is_ok() {
+                return;
+            }
+        }
+        let _ = timeout(LINGER, quic.closed()).await;
+    }
+}
+
+/// How old a connection may get: not all that came at once should go at once.
+fn age_max() -> Duration {
+    // The standard library's hash keys are the one source of randomness that can't fail.
+    let eighths = RandomState::new().hash_one(0) % 1_000;
+    AGE_MAX + AGE_MAX / AGE_SPREAD * u32::try_from(eighths).unwrap_or_default() / 1_000
+}
+
+/// Reads one stream in one direction to its end.
+async fn listen(shared: Arc<Shared>, mut receive: quinn::RecvStream) {
+    let mut stream = control::Stream::new();
+    let mut told = Vec::new();
+    loop {
+        let chunk = receive.read_chunk(CHUNK_BYTES_MAX, true).await;
+        let read = match &chunk {
+            Ok(Some(chunk)) => stream.read(chunk.bytes.chunk(), &mut lock(&shared.peer), &mut told),
+            Ok(None) | Err(quinn::ReadError::Reset(_)) => stream.end(),
+            Err(_) => return,
+        };
+        for told in told.drain(..) {
+            match told {
+                Told::Priority(id, priority) => shared.set_priority(id, priority),
+                Told::Idle => shared.glitch(),
+            }
+        }
+        if let Err(wrong) = read {
+            return shared.wrong(wrong);
+        }
+        if stream.is_of_no_use() {
+            shared.glitch();
+            // Fails only where it has ended (RFC 9114 6.2).
+            let _ = receive.stop(Code::StreamCreation.into());
+            return;
+        }
+        if !matches!(chunk, Ok(Some(_))) {
+            return;
+        }
+    }
+}

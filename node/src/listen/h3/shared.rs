@@ -1,0 +1,146 @@
+//! What the tasks of one connection have in common.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::code::{Code, Scope, Wrong};
+use super::control::Peer;
+use super::glitches::{Glitches, Verdict};
+use super::priority::Priority;
+use crate::serve::Parts;
+
+/// Bytes of field sections that came in part, on all streams of a connection.
+const KEPT_BYTES_MAX: usize = 256 * 1024;
+/// Priorities of requests that are kept. The oldest goes first.
+const PRIORITIES_MAX: usize = 128;
+/// Answers that are looked through for those that have arrived.
+const DELIVERING_SWEEP: usize = 256;
+
+/// One connection.
+pub(super) struct Shared {
+    pub(super) quic: quinn::Connection,
+    pub(super) parts: Arc<Parts>,
+    /// What the client opened once.
+    pub(super) peer: Mutex<Peer>,
+    /// Cancelled when no more requests should be taken.
+    pub(super) leave: CancellationToken,
+    glitches: Glitches,
+    kept_bytes: AtomicUsize,
+    priorities: Mutex<BTreeMap<u64, Priority>>,
+    /// Counts changes of `priorities`, so that who answers need not look.
+    changes: AtomicU64,
+    /// Answers that are out and may not all have arrived.
+    delivering: Mutex<Vec<quinn::SendStream>>,
+}
+
+impl Shared {
+    pub(super) fn new(quic: quinn::Connection, parts: Arc<Parts>) -> Self {
+        Self {
+            quic,
+            parts,
+            peer: Mutex::default(),
+            leave: CancellationToken::new(),
+            glitches: Glitches::default(),
+            kept_bytes: AtomicUsize::new(0),
+            priorities: Mutex::default(),
+            changes: AtomicU64::new(0),
+            delivering: Mutex::default(),
+        }
+    }
+
+    /// The client did something wrong. If it costs the connection, that is over.
+    pub(super) fn wrong(&self, wrong: Wrong) {
+        self.parts.metrics.refused_below_http(crate::request::Protocol::H3, wrong.code.as_str());
+        match wrong.scope {
+            Scope::Connection => self.close(wrong.code, wrong.reason),
+            Scope::Stream => {
+                tracing::debug!(client = %self.quic.remote_address(), reason = wrong.reason, "request refused");
+                self.glitch();
+            }
+        }
+    }
+
+    /// Something happened of which there must not be much.
+    pub(super) fn glitch(&self) {
+        match self.glitches.note() {
+            Verdict::Bear => {}
+            Verdict::Leave => self.leave.cancel(),
+            Verdict::Cut => self.close(Code::ExcessiveLoad, "too many glitches"),
+        }
+    }
+
+    /// A request was answered.
+    pub(super) fn answered(&self) {
+        self.glitches.earn();
+    }
+
+    pub(super) fn close(&self, code: Code, reason: &'static str) {
+        if self.quic.close_reason().is_none() {
+            tracing::debug!(client = %self.quic.remote_address(), ?code, reason, "connection closed");
+        }
+        // The reason stays here: it would tell an attacker how far it got.
+        self.quic.close(code.into(), b"");
+    }
+
+    /// A stream keeps `now` bytes where it kept `before`.
+    pub(super) fn keep(&self, before: usize, now: usize) -> Result<(), Wrong> {
+        if now <= before {
+            self.kept_bytes.fetch_sub(before - now, Ordering::Relaxed);
+            return Ok(());
+        }
+        let all = self.kept_bytes.fetch_add(now - before, Ordering::Relaxed) + (now - before);
+        if all > KEPT_BYTES_MAX {
+            return Err(Wrong::stream(Code::ExcessiveLoad, "too many unfinished heads"));
+        }
+        Ok(())
+    }
+
+    /// The client wants the answer on this stream with this priority (RFC 9218 7).
+    pub(super) fn set_priority(&self, stream: u64, priority: Priority) {
+        let mut priorities = lock(&self.priorities);
+        priorities.insert(stream, priority);
+        if priorities.len() > PRIORITIES_MAX {
+            priorities.pop_first();
+        }
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often a priority changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// What the client said in a frame.
+    pub(super) fn priority(&self, stream: u64) -> Option<Priority> {
+        lock(&self.priorities).get(&stream).copied()
+    }
+
+    /// An answer is out. It is watched until it has arrived.
+    pub(super) fn deliver(&self, stream: quinn::SendStream) {
+        let mut delivering = lock(&self.delivering);
+        if delivering.len() >= DELIVERING_SWEEP {
+            sweep(&mut delivering);
+        }
+        delivering.push(stream);
+    }
+
+    /// The first answer that is out and has not all arrived.
+    pub(super) fn undelivered(&self) -> Option<u64> {
+        let mut delivering = lock(&self.delivering);
+        sweep(&mut delivering);
+        delivering.iter().map(|stream| u64::from(quinn::VarInt::from(stream.id()))).min()
+    }
+}
+
+/// Takes out what has arrived, or was given up: quinn knows nothing of it any more.
+fn sweep(delivering: &mut Vec<quinn::SendStream>) {
+    delivering.retain(|stream| stream.priority().is_ok());
+}
+
+/// Nothing panics while it holds a lock of this file.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
