@@ -9,12 +9,13 @@ mod meter;
 pub(crate) mod outcome;
 mod parting;
 mod run;
+pub(crate) mod shared;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http::header::CONTENT_LENGTH;
@@ -29,7 +30,7 @@ use self::instance::Instance;
 use self::meter::Metered;
 use self::outcome::Outcome;
 use self::parting::Parting;
-use self::run::Head;
+use self::shared::Call;
 use crate::fault::{ClientFault, Fault, GuestFault};
 use crate::pool::Pool;
 use crate::request::{Request, Response};
@@ -42,8 +43,11 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
     let limits = &pool.grants.limits;
     let deadline = request.arrived + Duration::from_millis(limits.wall_ms);
     let outcome = Arc::new(Outcome::default());
-    let (sender, mut head) = oneshot::channel();
     let asked = admit(request, limits.request_body_bytes, &outcome)?;
+    if pool.is_shared() {
+        return among_others(pool, permit, asked, outcome, deadline).await;
+    }
+    let (sender, mut head) = oneshot::channel();
     let work = run::work(&pool, permit, asked, &outcome, sender);
     let guest = Metered::new(work, Arc::clone(&outcome), Duration::from_millis(limits.cpu_ms), deadline);
     let mut guest = Guest::new(guest, pool.heavy());
@@ -65,12 +69,35 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
     if let Some(fault) = outcome.body_fault() {
         return Err(fault);
     }
-    let response = checked(head.ok_or_else(|| run::silent(&outcome))?, &pool)?;
+    let response = head.ok_or_else(|| run::silent(&outcome))?.map_err(|code| error_code(&code, &pool))?;
+    let (parts, body) = response.into_parts();
+    let response = http::Response::from_parts(checked(parts)?, body);
     let answer = Streaming { outcome, deadline, pool };
     match ended {
         Poll::Ready(instance) => answer.ended(response, instance),
         Poll::Pending => Ok(answer.streaming(response, guest)),
     }
+}
+
+/// Calls an instance that answers others at the same time.
+async fn among_others(
+    pool: Arc<Pool>,
+    permit: OwnedSemaphorePermit,
+    asked: run::Asked,
+    outcome: Arc<Outcome>,
+    deadline: Instant,
+) -> Result<Response, Fault> {
+    let (answer, answered) = oneshot::channel();
+    pool.share(Call { asked, answer, outcome: Arc::clone(&outcome), deadline, permit, was_moved: false });
+    let answered = answered.await;
+    if let Some(fault) = outcome.body_fault() {
+        return Err(fault);
+    }
+    let sent = answered.map_err(|_| run::silent(&outcome))?.map_err(|code| error_code(&code, &pool))?;
+    let head = checked(sent.head)?;
+    let (rest, over) = sent.rest.unzip();
+    Ok(Streaming { outcome, deadline, pool }
+        .answer(head, Rest { frames: sent.frames, body: rest, over, ..Rest::default() }))
 }
 
 /// An instance that no request asked for yet, under the limits of one.
@@ -97,19 +124,31 @@ fn admit(request: Request, body_bytes: u64, outcome: &Arc<Outcome>) -> Result<ru
     run::asked(http, request.secure)
 }
 
+/// The fault of a guest that answered with an error code, told to the app's author.
+fn error_code(code: &str, pool: &Pool) -> Fault {
+    let (app, component) = (&pool.grants.app, &pool.grants.component);
+    tracing::info!(target: "guest", %app, %component, code, "guest answered with an error code");
+    Fault::Guest(GuestFault::ErrorCode)
+}
+
 /// Refuses what can't be sent.
-fn checked(head: Head, pool: &Pool) -> Result<http::Response<WasiBody>, Fault> {
-    let response = head.map_err(|code| {
-        let (app, component) = (&pool.grants.app, &pool.grants.component);
-        tracing::info!(target: "guest", %app, %component, code, "guest answered with an error code");
-        Fault::Guest(GuestFault::ErrorCode)
-    })?;
-    let bytes: usize = response.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+fn checked(head: http::response::Parts) -> Result<http::response::Parts, Fault> {
+    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     // An informational status is no answer (RFC 9110 15.2).
-    if bytes > HEAD_BYTES_MAX || response.status().is_informational() {
+    if bytes > HEAD_BYTES_MAX || head.status.is_informational() {
         return Err(Fault::Guest(GuestFault::BadResponse));
     }
-    Ok(response)
+    Ok(head)
+}
+
+/// An answer's body, and what goes on until its end.
+#[derive(Default)]
+struct Rest {
+    frames: VecDeque<http_body::Frame<bytes::Bytes>>,
+    body: Option<WasiBody>,
+    guest: Option<Running>,
+    parting: Option<Arc<Parting>>,
+    over: Option<oneshot::Sender<()>>,
 }
 
 /// What an answer needs on its way out.
@@ -122,26 +161,30 @@ struct Streaming {
 impl Streaming {
     /// The answer of a guest that is done. Nothing was sent yet, so a failure is still a fault, not half an answer.
     fn ended(self, response: http::Response<WasiBody>, instance: Option<Instance>) -> Result<Response, Fault> {
-        let (head, body) = response.into_parts();
-        let end = self.outcome.end().cloned().unwrap_or(Ok(()));
-        match (body::drain(body), end) {
-            (_, Err(fault)) => Err(fault),
-            (Drained::Broken, Ok(())) => Err(Fault::Guest(GuestFault::BadResponse)),
-            (Drained::Whole(frames), Ok(())) => {
+        let (head, mut body) = response.into_parts();
+        let mut frames = VecDeque::new();
+        let drained = body::drain(&mut body, &mut frames, &mut Context::from_waker(Waker::noop()));
+        if let Some(Err(fault)) = self.outcome.end() {
+            return Err(fault.clone());
+        }
+        let mut rest = Rest { frames, ..Rest::default() };
+        match drained {
+            Drained::Broken => return Err(Fault::Guest(GuestFault::BadResponse)),
+            Drained::Whole => {
                 if let Some(rested) = instance.and_then(|instance| self.pool.rest(instance)) {
                     self.pool.keep(rested);
                 }
-                Ok(self.answer(head, frames, None, None, None))
             }
-            (Drained::Open(frames, rest), Ok(())) => {
-                let parting = instance.map(|instance| {
+            Drained::Open => {
+                rest.body = Some(body);
+                rest.parting = instance.map(|instance| {
                     let parting = Parting::new(Arc::clone(&self.pool));
                     parting.guest_ended(instance);
                     parting
                 });
-                Ok(self.answer(head, frames, Some(rest), None, parting))
             }
         }
+        Ok(self.answer(head, rest))
     }
 
     /// The answer of a guest that still works on it, from now on in a task.
@@ -154,24 +197,20 @@ impl Streaming {
                 parting.guest_ended(instance);
             }
         });
-        self.answer(head, VecDeque::new(), Some(body), Some(Running { task, complete: false }), parting)
+        let guest = Some(Running { task, complete: false });
+        self.answer(head, Rest { body: Some(body), guest, parting, ..Rest::default() })
     }
 
-    fn answer(
-        &self,
-        head: http::response::Parts,
-        frames: VecDeque<http_body::Frame<bytes::Bytes>>,
-        rest: Option<WasiBody>,
-        guest: Option<Running>,
-        parting: Option<Arc<Parting>>,
-    ) -> Response {
+    fn answer(&self, head: http::response::Parts, rest: Rest) -> Response {
         let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let Rest { frames, body, guest, parting, over } = rest;
         let answer = Answer {
             frames,
-            rest,
+            rest: body,
             outcome: Arc::clone(&self.outcome),
             guest,
             parting,
+            over,
             promised: length.and_then(|length| length.parse().ok()),
             deadline: self.deadline,
             sleep: None,

@@ -10,6 +10,7 @@ mod ahead;
 mod code;
 mod idle;
 mod places;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,12 +29,13 @@ use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use self::ahead::Ahead;
 use self::code::Code;
 use self::idle::Idle;
-use self::places::Place;
-use crate::engine::Engines;
+use self::shared::Shared;
+use crate::engine::{Engines, Generation};
 use crate::fault::Fault;
 use crate::guest;
 use crate::guest::heavy::Heavy;
 use crate::guest::instance::Instance;
+use crate::guest::shared::Call;
 use crate::host;
 use crate::host::outbound::Egress;
 use crate::metrics::LogDropped;
@@ -49,7 +51,8 @@ const AHEAD_MAX: usize = 16;
 const AHEAD_UNUSED_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) use self::code::Pre;
-pub(crate) use self::places::Places;
+pub(crate) use self::places::{Place, Places};
+pub(crate) use self::shared::Inbox;
 
 /// What a component may use.
 pub struct Grants {
@@ -116,6 +119,8 @@ pub struct Pool {
     places: Places,
     idle: Idle<Rested>,
     ahead: Ahead,
+    /// Those that answer several requests at once, if they may.
+    shared: Option<Shared>,
     /// Whether somebody looks after the instances that wait, and after the code.
     is_swept: [AtomicBool; 2],
     /// What the pool does by itself. It ends with the pool.
@@ -143,6 +148,10 @@ impl Pool {
             Isolation::Fresh => Idle::new(AHEAD_MAX.min(slots), AHEAD_UNUSED_MAX),
             Isolation::Reuse(reuse) => Idle::new(slots, Duration::from_millis(reuse.idle_ms)),
         };
+        let shared = match (compiled.generation(), &grants.isolation) {
+            (Generation::P3, Isolation::Reuse(reuse)) => Some(Shared::new(reuse.concurrency as usize)),
+            _ => None,
+        };
         let pool = Arc::new(Self {
             code: Code::new(engines, compiled)?,
             files,
@@ -152,6 +161,7 @@ impl Pool {
             places: engines.places(compiled.generation()).clone(),
             idle,
             ahead: Ahead::default(),
+            shared,
             is_swept: Default::default(),
             tasks: Mutex::new(JoinSet::new()),
         });
@@ -183,7 +193,7 @@ impl Pool {
 
     /// Instances that wait for a request: made ahead, or for the next one.
     pub fn idle(&self) -> usize {
-        self.idle.count()
+        self.idle.count() + self.shared.as_ref().map_or(0, Shared::idle)
     }
 
     /// Whether the component's code is in memory.
@@ -202,7 +212,8 @@ impl Pool {
         match part {
             Part::Instances => {
                 self.ahead.settle();
-                self.idle.expire(now)
+                let shared = self.shared.as_ref().is_some_and(|shared| shared.expire(now, self.idle.longest()));
+                self.idle.expire(now) || shared
             }
             Part::Code => self.code.expire(now),
         }
@@ -252,6 +263,28 @@ impl Pool {
             }
         }
         Some(taken?.instance)
+    }
+
+    /// Whether an instance answers several requests at once.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Gives a request to an instance that answers others too, or to a new one.
+    pub(crate) fn share(self: &Arc<Self>, call: Call) {
+        if let Some(inbox) = self.shared.as_ref().and_then(|shared| shared.give(call)) {
+            self.spawn(guest::shared::run(Arc::downgrade(self), inbox));
+        }
+    }
+
+    /// A place to wait in for an instance whose linear memories have so many bytes.
+    pub(crate) fn place(&self, memory_bytes: u64) -> Option<Place> {
+        self.places.take(memory_bytes)
+    }
+
+    /// An instance waits. It is given up if that takes long.
+    pub(crate) fn has_resting(self: &Arc<Self>) {
+        self.begin_sweep(Part::Instances);
     }
 
     /// A place to wait in for an instance, or the end of it.

@@ -3,19 +3,20 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::outcome::Outcome;
 use super::parting::Parting;
-use crate::fault::GuestFault;
+use crate::fault::{Fault, GuestFault};
 use crate::request::{Body, BodyError};
 
 /// The client's body as the guest reads it: more bytes than the limit are an error.
@@ -28,6 +29,9 @@ struct Bounded {
 
 /// `body`, of which the guest gets `max` bytes at most.
 pub(super) fn bounded(body: Body, max: u64, outcome: Arc<Outcome>) -> WasiBody {
+    if body.is_end_stream() {
+        outcome.end_body();
+    }
     Bounded { body: Some(body), left: max, max, outcome }.boxed_unsync()
 }
 
@@ -53,7 +57,10 @@ impl http_body::Body for Bounded {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else { return Poll::Pending };
         Poll::Ready(match frame {
-            None => None,
+            None => {
+                self.outcome.end_body();
+                None
+            }
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match self.left.checked_sub(length) {
@@ -81,34 +88,32 @@ impl http_body::Body for Bounded {
     }
 }
 
-/// What of an answer was there when the guest had ended.
+/// How much of an answer was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Drained {
     /// All of it.
-    Whole(VecDeque<Frame<Bytes>>),
-    /// The rest comes from somewhere else, as when a guest passes on what it fetches.
-    Open(VecDeque<Frame<Bytes>>, WasiBody),
+    Whole,
+    /// There is more to come.
+    Open,
     /// It broke off.
     Broken,
 }
 
-/// Takes what is there of the body of a guest that has ended. The host holds few chunks of it, so this is short.
-pub(super) fn drain(mut body: WasiBody) -> Drained {
-    let mut frames = VecDeque::new();
-    loop {
-        match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+/// Takes what is there of a guest's body. The host holds few chunks of it, so this is short.
+pub(super) fn drain(body: &mut WasiBody, frames: &mut VecDeque<Frame<Bytes>>, cx: &mut Context<'_>) -> Drained {
+    while frames.len() < DRAINED_FRAMES_MAX {
+        match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frames.push_back(frame),
             Poll::Ready(Some(Err(_))) => return Drained::Broken,
-            Poll::Ready(None) => return Drained::Whole(frames),
-            Poll::Pending => return Drained::Open(frames, body),
-        }
-        if frames.len() >= DRAINED_FRAMES_MAX {
-            return Drained::Open(frames, body);
+            Poll::Ready(None) => return Drained::Whole,
+            Poll::Pending => break,
         }
     }
+    Drained::Open
 }
 
-/// Frames taken of an ended guest's body before the rest is left to stream.
-const DRAINED_FRAMES_MAX: usize = 16;
+/// Frames taken of a guest's body before the rest is left to stream.
+pub(super) const DRAINED_FRAMES_MAX: usize = 16;
 
 /// A guest at work on the rest of its answer.
 pub(super) struct Running {
@@ -135,6 +140,8 @@ pub(super) struct Answer {
     pub(super) guest: Option<Running>,
     /// Who waits for the end of this body, if the instance may answer another request.
     pub(super) parting: Option<Arc<Parting>>,
+    /// Whom to tell by dropping it that this body is over, if the instance answers others meanwhile.
+    pub(super) over: Option<oneshot::Sender<()>>,
     /// Bytes still to come, if the head says how many.
     pub(super) promised: Option<u64>,
     pub(super) deadline: Instant,
@@ -149,12 +156,14 @@ impl Answer {
         if let Some(parting) = self.parting.take() {
             parting.body_ended();
         }
+        self.over = None;
     }
 
     fn breaks(&mut self, fault: GuestFault) -> BodyError {
         self.rest = None;
         self.guest = None;
         self.parting = None;
+        self.over = None;
         let outcome = match self.outcome.end() {
             Some(Err(fault)) => fault.outcome(),
             _ => fault.as_str(),
@@ -203,7 +212,10 @@ impl http_body::Body for Answer {
                 let deadline = me.deadline.into();
                 let sleep = me.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
                 match sleep.as_mut().poll(cx) {
-                    Poll::Ready(()) => Poll::Ready(Some(Err(me.breaks(GuestFault::ExceededWall)))),
+                    Poll::Ready(()) => {
+                        me.outcome.settle(Err(Fault::Guest(GuestFault::ExceededWall)));
+                        Poll::Ready(Some(Err(me.breaks(GuestFault::ExceededWall))))
+                    }
                     Poll::Pending => Poll::Pending,
                 }
             }

@@ -7,9 +7,10 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
-use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p2::types::HostIncomingRequest;
 use wasmtime_wasi_http::p3::bindings::Service;
+use wasmtime_wasi_http::{FieldMap, WasiHttpCtx};
 
 use super::bounds::Memory;
 use super::outcome::Outcome;
@@ -26,10 +27,14 @@ const HOSTCALL_BYTES_MAX: usize = 64 * 1024 * 1024;
 const HANDLES_MAX: usize = 1_000;
 /// Handles of a guest that has files: each open file is a descriptor of the node.
 const HANDLES_WITH_FILES_MAX: usize = 256;
+/// Handles with which an instance may wait for its next request. Beyond it, one leaks them, and would trap one day.
+const HANDLES_LEFT_MAX: usize = 64;
+/// Handles of an instance that answers several requests at once, beyond which it takes no more of them.
+const HANDLES_SHARED_MAX: usize = HANDLES_MAX / 2;
 /// Fields of one head, bytes as the host keeps them.
 const FIELDS_BYTES_MAX: usize = 128 * 1024;
 
-/// An instance that answers one request at a time.
+/// An instance.
 pub(crate) struct Instance {
     pub(super) store: Store<State>,
     pub(super) exports: Exports,
@@ -79,28 +84,51 @@ impl Instance {
     pub(super) fn rested(mut self, reuse: &Reuse, outcome: &Outcome) -> Option<Self> {
         self.answered += 1;
         let state = self.store.data_mut();
-        let is_spent = self.answered >= reuse.requests_max || state.memory.used() > reuse.memory_bytes_max;
-        if is_spent
-            || outcome.is_excess()
-            || outcome.holds_body()
-            || !state.table.iter_mut().all(|entry| outlives_requests(entry))
-        {
+        let is_spent = self.answered >= reuse.requests_max;
+        if is_spent || outcome.is_excess() || outcome.holds_body() || !may_wait(state, reuse) {
             return None;
         }
-        state.log.renew(state.grants.limits.log_bytes);
-        state.outbound = Hooks::new(Arc::clone(&state.grants));
+        renew(state);
         Some(self)
     }
 }
 
-/// Whether a handle is of the component, not of a request. A stream of a body counts only together with its body, and
-/// that is not among these; what is not known here belongs to the request.
+/// What the host counts for each request, from the beginning again.
+pub(super) fn renew(state: &mut State) {
+    state.log.renew(state.grants.limits.log_bytes);
+    state.outbound = Hooks::new(Arc::clone(&state.grants));
+}
+
+/// Whether an instance may wait for another request with what it holds.
+pub(super) fn may_wait(state: &mut State, reuse: &Reuse) -> bool {
+    state.memory.used() <= reuse.memory_bytes_max && may_stay(&mut state.table)
+}
+
+/// Whether an instance may take another request while it answers some.
+pub(super) fn may_go_on(state: &mut State, reuse: &Reuse) -> bool {
+    state.memory.used() <= reuse.memory_bytes_max && state.table.iter_mut().count() <= HANDLES_SHARED_MAX
+}
+
+/// Whether what a guest still holds after a request may wait with it for the next one.
+fn may_stay(table: &mut ResourceTable) -> bool {
+    let mut held = 0;
+    table.iter_mut().all(|entry| {
+        held += 1;
+        held <= HANDLES_LEFT_MAX && outlives_requests(entry)
+    })
+}
+
+/// Whether a handle is of the component, or a head: guests with a garbage collector keep the heads of past requests until
+/// it comes round. A stream of a body counts only together with its body, and that is not among these; what is not
+/// known here belongs to the request.
 fn outlives_requests(entry: &dyn std::any::Any) -> bool {
     entry.is::<DynInputStream>()
         || entry.is::<DynOutputStream>()
         || entry.is::<DynPollable>()
         || entry.is::<Descriptor>()
         || entry.is::<KeyValueStore>()
+        || entry.is::<HostIncomingRequest>()
+        || entry.is::<FieldMap>()
 }
 
 /// A store with nothing in it but what the grants say.
@@ -151,10 +179,6 @@ mod tests {
     use super::*;
     use crate::host::tests::state;
 
-    fn is_clean(state: &mut State) -> bool {
-        state.table.iter_mut().all(|entry| outlives_requests(entry))
-    }
-
     #[tokio::test]
     async fn what_toolchains_keep_for_ever_may_stay() {
         let (mut state, dir) = state(&[]).await;
@@ -162,18 +186,27 @@ mod tests {
         state.wasi = wasi::context(&files, &state.grants.environment, &state.log);
         state.cli().get_stdout().unwrap();
         assert_eq!(state.filesystem().get_directories().unwrap().len(), 1);
-        assert!(!state.table.is_empty() && is_clean(&mut state));
+        assert!(!state.table.is_empty() && may_stay(&mut state.table));
+    }
+
+    #[tokio::test]
+    async fn heads_that_a_collector_has_not_come_to_may_stay_up_to_a_bound() {
+        let (mut state, _dir) = state(&[]).await;
+        for _ in 0..HANDLES_LEFT_MAX {
+            assert!(may_stay(&mut state.table));
+            HostFields::new(&mut state.http()).unwrap();
+        }
+        assert!(may_stay(&mut state.table));
+        let request = http::Request::builder().uri("http://test.example/");
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+        state.http().new_incoming_request(Scheme::Http, request).unwrap();
+        assert!(!may_stay(&mut state.table), "it leaks them");
     }
 
     #[tokio::test]
     async fn what_belongs_to_a_request_may_not_stay() {
-        let (mut with_request, _dir) = state(&[]).await;
-        let request = http::Request::builder().uri("http://test.example/");
-        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
-        with_request.http().new_incoming_request(Scheme::Http, request).unwrap();
-        assert!(!is_clean(&mut with_request));
-        let (mut with_fields, _dir) = state(&[]).await;
-        HostFields::new(&mut with_fields.http()).unwrap();
-        assert!(!is_clean(&mut with_fields));
+        let (mut state, _dir) = state(&[]).await;
+        state.http().new_response_outparam_from_callback(|_| ()).unwrap();
+        assert!(!may_stay(&mut state.table));
     }
 }

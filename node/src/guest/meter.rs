@@ -16,44 +16,67 @@ use crate::fault::{Fault, GuestFault};
 const SHORT: Duration = Duration::from_millis(1);
 
 /// CPU time after which a guest is one that computes. A fresh JavaScript guest answers in one millisecond.
-const HEAVY: Duration = Duration::from_millis(5);
+pub(super) const HEAVY: Duration = Duration::from_millis(5);
 
 /// The work of one guest. It settles the [`Outcome`] before it drops its store, or gives the instance back if that may
 /// answer another request.
 pub(super) type Work = Pin<Box<dyn Future<Output = Option<Instance>> + Send>>;
 
-/// What a guest may still use of the CPU.
+/// What polls cost in CPU time.
 ///
 /// The CPU's clock decides: on a busy machine a guest must not pay for what others use. Only for polls so short that
 /// hardly anybody came between is the wall's as good. Of the first long poll nobody took the CPU time: it costs
-/// [`SHORT`], and never ends a guest. It is a tick at most.
-#[derive(Debug, Clone, Copy)]
-struct Budget {
-    left: Duration,
+/// [`SHORT`]. It is a tick at most.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Clock {
     /// CPU time that was measured, which it is from the first long poll on.
     measured: Option<Duration>,
 }
 
-impl Budget {
-    fn new(left: Duration) -> Self {
-        Self { left, measured: None }
+impl Clock {
+    /// Whether the CPU time of the next poll is to be taken.
+    pub(super) fn is_measured(&self) -> bool {
+        self.measured.is_some()
     }
 
-    /// Pays for a poll that took so long by the wall, and by the CPU if that was measured. False if there is not enough
-    /// left.
-    fn pay(&mut self, wall: Duration, cpu: Option<Duration>) -> bool {
-        if cpu.is_none() && wall > SHORT {
+    /// What a poll costs that took so long by the wall, and by the CPU if that was measured.
+    pub(super) fn cost(&mut self, wall: Duration, cpu: Option<Duration>) -> Duration {
+        if Self::is_guess(wall, cpu) {
             self.measured = Some(Duration::ZERO);
-            self.left = self.left.saturating_sub(SHORT);
-            return true;
+            return SHORT;
         }
         let spent = cpu.unwrap_or(wall);
         if let Some(measured) = &mut self.measured {
             *measured += spent;
         }
+        spent
+    }
+
+    /// Whether a cost is no more than a guess.
+    fn is_guess(wall: Duration, cpu: Option<Duration>) -> bool {
+        cpu.is_none() && wall > SHORT
+    }
+}
+
+/// What a guest may still use of the CPU. A guess never ends a guest.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    left: Duration,
+    clock: Clock,
+}
+
+impl Budget {
+    fn new(left: Duration) -> Self {
+        Self { left, clock: Clock::default() }
+    }
+
+    /// Pays for a poll that took so long by the wall, and by the CPU if that was measured. False if there is not enough
+    /// left.
+    fn pay(&mut self, wall: Duration, cpu: Option<Duration>) -> bool {
+        let spent = self.clock.cost(wall, cpu);
         let left = self.left.checked_sub(spent);
         self.left = left.unwrap_or_default();
-        left.is_some()
+        left.is_some() || Clock::is_guess(wall, cpu)
     }
 }
 
@@ -79,7 +102,7 @@ impl Metered {
 
     /// Whether this guest computes, rather than answers.
     pub(super) fn is_heavy(&self) -> bool {
-        self.budget.measured.is_some_and(|measured| measured > HEAVY)
+        self.budget.clock.measured.is_some_and(|measured| measured > HEAVY)
     }
 
     /// All of it, to go on elsewhere. Whoever takes it watches the wall's clock with [`Metered::time`].
@@ -110,7 +133,7 @@ impl Future for Metered {
             return me.end(GuestFault::ExceededWall);
         }
         let Some(work) = &mut me.work else { return Poll::Ready(None) };
-        let clock = me.budget.measured.map(|_| ThreadTime::now());
+        let clock = me.budget.clock.is_measured().then(ThreadTime::now);
         if let Poll::Ready(instance) = work.as_mut().poll(cx) {
             me.work = None;
             return Poll::Ready(instance);
@@ -155,7 +178,7 @@ mod tests {
         let mut budget = Budget::new(2 * MS);
         assert!(budget.pay(MS, None) && budget.pay(MS, None));
         assert!(!budget.pay(Duration::from_nanos(1), None), "all is spent");
-        assert_eq!(budget.measured, None);
+        assert_eq!(budget.clock.measured, None);
     }
 
     #[test]
@@ -164,7 +187,7 @@ mod tests {
         assert!(budget.pay(MS / 2, None));
         // Somebody else had the core for most of it.
         assert!(budget.pay(100 * MS, None));
-        assert_eq!(budget.measured, Some(Duration::ZERO));
+        assert_eq!(budget.clock.measured, Some(Duration::ZERO));
         assert!(budget.pay(100 * MS, Some(Duration::ZERO)), "it waited, and used nothing");
         assert!(!budget.pay(MS, Some(MS)));
     }
@@ -176,6 +199,6 @@ mod tests {
         for _ in 0..3 {
             assert!(budget.pay(50 * MS, Some(2 * MS)));
         }
-        assert_eq!((budget.measured, budget.left), (Some(6 * MS), 93 * MS));
+        assert_eq!((budget.clock.measured, budget.left), (Some(6 * MS), 93 * MS));
     }
 }

@@ -38,7 +38,7 @@ impl Outcome {
         self.body_too_large.load(Ordering::Relaxed).then_some(Fault::Client(ClientFault::BodyTooLarge))
     }
 
-    /// Nobody can read the client's body any more.
+    /// The client's body is over, or nobody can read it any more.
     pub(super) fn end_body(&self) {
         self.body_gone.store(true, Ordering::Relaxed);
     }

@@ -7,6 +7,7 @@ mod hostile;
 mod instructions;
 mod limits;
 mod reuse;
+mod shared;
 mod streams;
 
 use std::collections::BTreeMap;
