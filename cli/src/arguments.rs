@@ -6,7 +6,9 @@ use clap::{Parser, Subcommand};
 use miette::Report;
 
 use crate::output::{Format, Output};
-use crate::{certs, check, control_plane, demo, deploy, key, kv, loadtest, node, nodes, push, sign, token, up};
+use crate::{
+    certs, check, control_plane, demo, deploy, key, kv, loadtest, node, nodes, push, revoke, root, sign, token, up,
+};
 
 /// An edge CDN worker: signed WebAssembly components behind HTTP/1.1, HTTP/2 and HTTP/3, with replicated KV.
 #[derive(Debug, Parser)]
@@ -44,6 +46,8 @@ pub(crate) enum Command {
     Certs(certs::Arguments),
     /// Make a key pair to sign with, as cosign does.
     Key(key::Arguments),
+    /// Make, sign and replace the root that says who signs plans.
+    Root(root::Arguments),
     /// Push an app to the control plane's registry.
     Push(push::Arguments),
     /// Sign a pushed app, as cosign does.
@@ -52,6 +56,8 @@ pub(crate) enum Command {
     Deploy(deploy::Arguments),
     /// Go back to an earlier release.
     Rollback(deploy::RollbackArguments),
+    /// Make sure that a release, a key or an identity never counts again.
+    Revoke(revoke::Arguments),
     /// List releases.
     Releases(deploy::ReleasesArguments),
     /// List nodes and what they serve.
@@ -76,10 +82,12 @@ impl Command {
             Self::ControlPlane(arguments) => control_plane::run(arguments, *output).await,
             Self::Certs(arguments) => certs::run(arguments, *output),
             Self::Key(arguments) => key::run(&arguments, *output),
+            Self::Root(arguments) => root::run(arguments, *output),
             Self::Push(arguments) => push::run(arguments, *output).await,
             Self::Sign(arguments) => sign::run(arguments, *output).await,
             Self::Deploy(arguments) => deploy::run(arguments, *output).await,
             Self::Rollback(arguments) => deploy::rollback(arguments, *output).await,
+            Self::Revoke(arguments) => revoke::run(arguments, *output).await,
             Self::Releases(arguments) => deploy::releases(arguments, *output).await,
             Self::Nodes(arguments) => nodes::run(arguments, *output).await,
             Self::Kv(arguments) => kv::run(arguments, *output).await,

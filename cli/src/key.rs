@@ -14,7 +14,8 @@ use crypto_secretbox::aead::{Aead, KeyInit};
 use crypto_secretbox::{Nonce, XSalsa20Poly1305};
 use miette::Report;
 use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use selvage_config::key::pem;
+use selvage_config::{PrivateKey, PublicKey};
 use serde::{Deserialize, Serialize};
 
 use crate::output::{Output, failed, failure, wrong};
@@ -29,21 +30,19 @@ const SCRYPT: (u8, u32, u32) = (15, 8, 1);
 const SCRYPT_LOG_N_MAX: u8 = 17;
 /// Largest key file, bytes.
 const KEY_BYTES_MAX: usize = 64 * 1024;
-/// What stands before a P-256 point in a SubjectPublicKeyInfo (RFC 5480 2): the algorithm, uncompressed form.
-const SPKI_P256: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
-    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-];
-
 /// `selvage key`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  COSIGN_PASSWORD=… selvage key --prefix release      writes release.key and release.pub"
+    after_help = "Examples:\n  COSIGN_PASSWORD=… selvage key --prefix release      writes release.key and release.pub\n  selvage key --prefix plan --plain                  the control plane's, which signs plans by itself"
 )]
 pub(crate) struct Arguments {
     /// The files are PREFIX.key and PREFIX.pub.
     #[arg(long, default_value = "cosign")]
     prefix: PathBuf,
+
+    /// Write the private key as PKCS #8 without a password: for a program that signs by itself.
+    #[arg(long)]
+    plain: bool,
 
     #[command(flatten)]
     password: PasswordArguments,
@@ -70,10 +69,7 @@ impl std::fmt::Debug for PasswordArguments {
 }
 
 /// A private key to sign with.
-pub(crate) struct SigningKey {
-    pair: EcdsaKeyPair,
-    pkcs8: Vec<u8>,
-}
+pub(crate) struct SigningKey(PrivateKey);
 
 #[derive(Serialize, Deserialize)]
 struct Sealed {
@@ -110,7 +106,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Rep
         return Err(wrong(format!("{} exists", public.display()), Some("choose another --prefix")));
     }
     let key = SigningKey::generate()?;
-    write_new(&private, key.to_pem(&arguments.password.password)?.as_bytes(), 0o600)?;
+    let sealed = if arguments.plain { key.0.to_pem() } else { key.to_pem(&arguments.password.password)? };
+    write_new(&private, sealed.as_bytes(), 0o600)?;
     write_new(&public, key.public_pem().as_bytes(), 0o644)?;
     let text = format!("private key  {}\npublic key   {}", private.display(), public.display());
     output.answer(&serde_json::json!({ "private": private, "public": public }), text);
@@ -135,43 +132,43 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Repo
 impl SigningKey {
     /// A fresh ECDSA P-256 key.
     pub(crate) fn generate() -> Result<Self, Report> {
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
-        Self::of_pkcs8(pkcs8.map_err(|_| failed("the system has no random numbers", None))?.as_ref())
+        PrivateKey::generate().map(Self).map_err(|error| failure("make a key", &error, None))
     }
 
-    /// Opens a key file of cosign's.
+    /// Opens a key file: cosign's, or PKCS #8 without a password.
     pub(crate) fn load(path: &Path, password: &str) -> Result<Self, Report> {
         let name = path.display();
         let text = std::fs::read_to_string(path).map_err(|error| failure(&format!("read {name}"), &error, None))?;
+        if let Ok(key) = PrivateKey::from_pem(text.as_bytes()) {
+            return Ok(Self(key));
+        }
         let sealed = unarmor(&text).ok_or_else(|| {
             let hint = "expected a cosign private key: make one with `selvage key` or `cosign generate-key-pair`";
             wrong(format!("{name} is no key file"), Some(hint))
         })?;
         let pkcs8 = open(&sealed, password)
             .map_err(|reason| wrong(format!("open {name}: {reason}"), Some("give the password in COSIGN_PASSWORD")))?;
-        Self::of_pkcs8(&pkcs8)
+        PrivateKey::from_pkcs8(&pkcs8).map(Self).map_err(|error| failure(&format!("use {name}"), &error, None))
     }
 
-    fn of_pkcs8(pkcs8: &[u8]) -> Result<Self, Report> {
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, &SystemRandom::new());
-        let pair = pair.map_err(|error| failed(format!("the key is no ECDSA P-256 key: {error}"), None))?;
-        Ok(Self { pair, pkcs8: pkcs8.to_owned() })
+    /// The key itself.
+    pub(crate) fn private(&self) -> &PrivateKey {
+        &self.0
     }
 
     /// Signs with SHA-256; the signature is in DER.
     pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Report> {
-        let signature = self.pair.sign(&SystemRandom::new(), message);
-        Ok(signature.map_err(|_| failed("the system has no random numbers", None))?.as_ref().to_owned())
+        self.0.sign(message).map_err(|error| failure("sign", &error, None))
     }
 
     /// The public key's SubjectPublicKeyInfo, DER.
     pub(crate) fn spki(&self) -> Vec<u8> {
-        [&SPKI_P256, self.pair.public_key().as_ref()].concat()
+        self.0.public().spki().to_vec()
     }
 
     /// The public key, PEM.
     pub(crate) fn public_pem(&self) -> String {
-        pem("PUBLIC KEY", &self.spki())
+        self.0.public().to_pem()
     }
 
     /// The private key as a cosign key file.
@@ -182,7 +179,7 @@ impl SigningKey {
         SystemRandom::new().fill(&mut nonce).map_err(no_random)?;
         let (log_n, r, p) = SCRYPT;
         let cipher = stretched(password, &salt, log_n, r, p).map_err(|reason| failed(reason, None))?;
-        let sealed = cipher.encrypt(Nonce::from_slice(&nonce), self.pkcs8.as_slice());
+        let sealed = cipher.encrypt(Nonce::from_slice(&nonce), self.0.pkcs8());
         let sealed = sealed.map_err(|_| failed("seal the key", None))?;
         let document = Sealed {
             kdf: Kdf { name: "scrypt".into(), params: KdfParams { n: 1 << log_n, r, p }, salt: STANDARD.encode(salt) },
@@ -222,11 +219,11 @@ fn open(sealed: &[u8], password: &str) -> Result<Vec<u8>, &'static str> {
     opened.map_err(|_| "the password is wrong")
 }
 
-/// PEM (RFC 7468 2) with lines of 64 characters.
-pub(crate) fn pem(label: &str, bytes: &[u8]) -> String {
-    let encoded = STANDARD.encode(bytes);
-    let lines: Vec<&str> = encoded.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+/// Reads a public key, PEM.
+pub(crate) fn public_key(path: &Path) -> Result<PublicKey, Report> {
+    let name = path.display();
+    let text = std::fs::read(path).map_err(|error| failure(&format!("read {name}"), &error, None))?;
+    PublicKey::from_pem(&text).map_err(|error| failure(&format!("use {name}"), &error, None))
 }
 
 fn unarmor(text: &str) -> Option<Vec<u8>> {
@@ -249,7 +246,7 @@ mod tests {
     fn a_key_file_opens_with_its_password_only() {
         let key = SigningKey::generate().unwrap();
         let sealed = unarmor(&key.to_pem("right").unwrap()).unwrap();
-        assert_eq!(open(&sealed, "right").unwrap(), key.pkcs8);
+        assert_eq!(open(&sealed, "right").unwrap(), key.0.pkcs8());
         assert_eq!(open(&sealed, "wrong"), Err("the password is wrong"));
         assert!(open(b"{}", "right").is_err());
     }
@@ -265,12 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_verifies_with_the_public_key() {
+    fn a_key_without_a_password_is_read_too() {
+        let directory = tempfile::tempdir().unwrap();
         let key = SigningKey::generate().unwrap();
-        let signature = key.sign(b"message").unwrap();
-        let spki = key.spki();
-        let public = ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_ASN1, &spki[26..]);
-        assert!(public.verify(b"message", &signature).is_ok());
-        assert!(public.verify(b"massage", &signature).is_err());
+        let path = directory.path().join("plan.key");
+        std::fs::write(&path, key.0.to_pem()).unwrap();
+        assert_eq!(SigningKey::load(&path, "").unwrap().spki(), key.spki());
     }
 }

@@ -22,6 +22,8 @@ mod nodes;
 mod output;
 mod push;
 mod registry;
+mod revoke;
+mod root;
 mod sign;
 mod token;
 mod up;

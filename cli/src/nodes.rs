@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use miette::Report;
-use selvage_config::plan::AppStatus;
+use selvage_config::plan::{AppStatus, PlanStatus};
 
 use crate::client::Client;
 use crate::context::ContextArguments;
@@ -26,7 +26,8 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
         let front = status.front.map_or("-".to_owned(), |address| address.to_string());
         let apps: Vec<String> = status.apps.iter().map(app).collect();
         let alive = if node.alive { "alive" } else { "silent" };
-        let generation = status.generation.to_string();
+        let generation =
+            status.plan.as_ref().map_or(status.generation.to_string(), |plan| generation(status.generation, plan));
         vec![
             status.node.to_string(),
             status.region.to_string(),
@@ -40,6 +41,15 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     let headings = ["NODE", "REGION", "STATE", "SEEN", "GENERATION", "FRONT", "APPS"];
     output.answer(&nodes, table(&headings, &rows.collect::<Vec<_>>()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The generation, and what is wrong with the signed plan.
+fn generation(taken: u64, plan: &PlanStatus) -> String {
+    let refused = plan.refused.as_ref().map(|refused| format!("refused a plan: {}", refused.cause));
+    let expired = plan.expired.then(|| "plan expired".to_owned());
+    let root = plan.root_expired.then(|| "root expired".to_owned());
+    let wrong: Vec<String> = [refused, expired, root].into_iter().flatten().collect();
+    if wrong.is_empty() { taken.to_string() } else { format!("{taken} ({})", wrong.join(", ")) }
 }
 
 fn app(status: &AppStatus) -> String {

@@ -22,6 +22,29 @@ pub struct ControlPlaneConfig {
     /// Who may change things.
     #[serde(default)]
     pub operators: Vec<Operator>,
+    /// How plans are signed. Without it they are not, and nodes with a root take none.
+    pub plans: Option<PlanSigning>,
+}
+
+/// How plans are signed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanSigning {
+    /// The plans' private key, as `selvage key --plain` makes it. The newest root must name its public half.
+    pub key: PathBuf,
+    /// The fleet's roots, oldest first: from the one that the oldest node was set up with to the newest.
+    pub roots: Vec<PathBuf>,
+    /// For how long a signature on a plan holds, seconds. A node that hears nothing newer for so long complains.
+    /// Default 86,400, a day.
+    #[serde(default = "lifetime_s")]
+    pub lifetime_s: u64,
+}
+
+/// Shortest and longest time that a signature on a plan may hold, seconds.
+pub const LIFETIME_S: std::ops::RangeInclusive<u64> = 2..=31_536_000;
+
+fn lifetime_s() -> u64 {
+    86_400
 }
 
 /// Someone who may change things, by token. An operator certificate of the same authority does as well.
@@ -47,6 +70,18 @@ impl ControlPlaneConfig {
             *path = base.join(&path);
         }
         let mut problems = Problems::default();
+        if let Some(plans) = &mut config.plans {
+            for path in std::iter::once(&mut plans.key).chain(&mut plans.roots) {
+                *path = base.join(&path);
+            }
+            if plans.roots.is_empty() {
+                problems.add(None, "plans.roots", "there is no root", Some("add what `selvage root` made"));
+            }
+            if !LIFETIME_S.contains(&plans.lifetime_s) {
+                let message = format!("must be from {} to {}", LIFETIME_S.start(), LIFETIME_S.end());
+                problems.add(None, "plans.lifetime_s", message, None);
+            }
+        }
         for (index, operator) in config.operators.iter().enumerate() {
             let field = format!("operators[{index}].name");
             if operator.name.is_empty() || operator.name.contains(':') || operator.name.chars().any(char::is_control) {
@@ -72,5 +107,21 @@ mod tests {
         );
         let error = ControlPlaneConfig::parse(Path::new("/cp.toml"), &text).unwrap_err();
         assert!(error.to_string().contains("twice"), "{error}");
+    }
+
+    #[test]
+    fn how_plans_are_signed_is_checked() {
+        let with = |plans: &str| {
+            let text = format!(
+                "listen='127.0.0.1:0'\nstate_dir='s'\nidentity={{certificate='c',key='k',roots='r'}}\nplans={{{plans}}}\n"
+            );
+            ControlPlaneConfig::parse(Path::new("/etc/cp.toml"), &text)
+        };
+        let plans = with("key='plan.key',roots=['root-1.json']").unwrap().plans.unwrap();
+        assert_eq!((plans.key.as_path(), plans.lifetime_s), (Path::new("/etc/plan.key"), 86_400));
+        assert_eq!(plans.roots, [Path::new("/etc/root-1.json")]);
+        for (bad, field) in [("roots=[]", "plans.roots"), ("roots=['r'],lifetime_s=1", "plans.lifetime_s")] {
+            assert_eq!(with(&format!("key='k',{bad}")).unwrap_err().places()[0].field, field);
+        }
     }
 }

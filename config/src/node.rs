@@ -160,6 +160,12 @@ pub struct Trust {
     /// Whether cosign 2's `.sig` tags count where an artifact has no bundle. Default no.
     #[serde(default)]
     pub legacy_signatures: bool,
+    /// The root of the fleet's plans, as `selvage root` makes it: this one and those that follow it say which key signs
+    /// plans. With it, an unsigned or older plan is refused.
+    pub root: Option<PathBuf>,
+    /// Whether plans need no signature. A node with a control plane has either a root or this. Default no.
+    #[serde(default)]
+    pub unsigned_plans: bool,
 }
 
 /// What guests may reach.
@@ -203,6 +209,14 @@ impl NodeConfig {
             let hint = "add keys = [\"cosign.pub\"] under [trust]";
             problems.add(None, "trust.keys", "no key is trusted, so nothing would ever run", Some(hint));
         }
+        let trust = &config.trust;
+        if config.control_plane.is_some() && trust.root.is_none() && !trust.unsigned_plans {
+            let hint = "add root = \"root-1.json\" under [trust] (`selvage root` makes it), or unsigned_plans = true";
+            problems.add(None, "trust.root", "no root says who signs plans, so none would be taken", Some(hint));
+        }
+        if trust.root.is_some() && trust.unsigned_plans {
+            problems.add(None, "trust.unsigned_plans", "with a root every plan needs a signature", Some("remove it"));
+        }
         if !app::is_host(&config.domain) {
             problems.add(None, "domain", format!("{:?} is no lower-case host name", config.domain), None);
         }
@@ -212,7 +226,7 @@ impl NodeConfig {
     fn place_below(&mut self, base: &Path) {
         let certificates = self.certificates.iter_mut().flat_map(|c| [&mut c.certificate, &mut c.key]);
         let identity = self.identity.iter_mut().flat_map(|i| [&mut i.certificate, &mut i.key, &mut i.roots]);
-        let keys = self.trust.keys.iter_mut().chain(&mut self.egress.roots);
+        let keys = self.trust.keys.iter_mut().chain(&mut self.trust.root).chain(&mut self.egress.roots);
         for path in certificates.chain(identity).chain(keys).chain([&mut self.state_dir]).chain(&mut self.tls.secret) {
             *path = base.join(&path);
         }
@@ -231,7 +245,7 @@ listen = { https = "127.0.0.1:0", replication = "127.0.0.1:0" }
 certificates = [{ certificate = "front.pem", key = "front.key" }]
 identity = { certificate = "node.pem", key = "node.key", roots = "/ca.pem" }
 control_plane = { address = "127.0.0.1:7400" }
-trust = { keys = ["cosign.pub"] }
+trust = { keys = ["cosign.pub"], root = "root-1.json" }
 "#;
 
     fn parse(text: &str) -> Result<NodeConfig, Invalid> {
@@ -282,6 +296,20 @@ trust = { keys = ["cosign.pub"] }
     fn all_mistakes_are_told_at_once() {
         let text = "name='a'\nregion='b'\nstate_dir='s'\nlisten={https='127.0.0.1:0'}\ncontrol_plane={address='a:1'}\n";
         let fields: Vec<String> = parse(text).unwrap_err().places().into_iter().map(|p| p.field).collect();
-        assert_eq!(fields, ["certificates", "identity", "trust.keys"]);
+        assert_eq!(fields, ["certificates", "identity", "trust.keys", "trust.root"]);
+    }
+
+    #[test]
+    fn a_node_with_a_control_plane_has_a_root_or_says_that_it_takes_unsigned_plans() {
+        let with = |trust: &str| parse(&GOOD.replace("root = \"root-1.json\"", trust));
+        assert_eq!(with("root = 'r.json'").unwrap().trust.root.unwrap(), Path::new("/etc/selvage/r.json"));
+        assert!(with("unsigned_plans = true").unwrap().trust.unsigned_plans);
+        for (bad, field) in [
+            ("legacy_signatures = false", "trust.root"),
+            ("unsigned_plans = false", "trust.root"),
+            ("root = 'r.json', unsigned_plans = true", "trust.unsigned_plans"),
+        ] {
+            assert_eq!(with(bad).unwrap_err().places()[0].field, field, "{bad}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::release::{Release, ReleaseId};
+use crate::signature::Envelope;
 use crate::{AppName, Digest, NodeName, Region};
 
 /// Largest plan or status document, bytes.
@@ -33,6 +34,10 @@ pub struct Plan {
     pub releases: Vec<Release>,
     /// The other nodes that replicate KV.
     pub peers: Vec<Peer>,
+    /// What a plan of this generation may name, signed: a [`Snapshot`](crate::snapshot::Snapshot). A node with a root
+    /// takes no plan without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Envelope>,
 }
 
 /// Another node.
@@ -67,6 +72,39 @@ pub struct Status {
     pub admin: Option<SocketAddr>,
     /// What became of each app of the plan.
     pub apps: Vec<AppStatus>,
+    /// How fresh its plans are. None: the node takes unsigned plans.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanStatus>,
+}
+
+/// How fresh a node's plans are, by what it verified itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanStatus {
+    /// The root's version.
+    pub root: u64,
+    /// Whether the root is past its end: a newer one should be signed.
+    pub root_expired: bool,
+    /// The highest snapshot that was ever taken. 0: none yet.
+    pub version: u64,
+    /// Until when that one holds, milliseconds since 1970.
+    pub expires_ms: u64,
+    /// Whether it is past its end: somebody or something keeps news from this node. It goes on serving.
+    pub expired: bool,
+    /// Why the newest plan that was offered is not taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<PlanRefusal>,
+}
+
+/// A plan that a node would not take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRefusal {
+    /// A stable word for the cause: `unsigned`, `untrusted`, `malformed`, `namespace`, `expired`, `rollback`, `fork`,
+    /// `mixed`.
+    pub cause: String,
+    /// What was wrong, for people.
+    pub reason: String,
 }
 
 /// What became of one app on one node.
@@ -97,7 +135,8 @@ pub struct Serving {
 pub struct Refusal {
     /// Which.
     pub release: ReleaseId,
-    /// A stable word for the cause: `unsigned`, `untrusted`, `digest`, `fetch`, `app`, `compile`, `grant`, `activate`.
+    /// A stable word for the cause: `unsigned`, `untrusted`, `digest`, `fetch`, `app`, `compile`, `grant`, `activate`,
+    /// `unlisted`, `revoked`, `quarantined`.
     pub cause: String,
     /// What was wrong, for people.
     pub reason: String,

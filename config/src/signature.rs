@@ -2,19 +2,22 @@
 //!
 //! Only documents and their exact bytes. Who is trusted is the node's business, who signs is the CLI's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
+use crate::key::{KeyError, KeyId, PrivateKey, PublicKey};
 use crate::oci;
 
 /// Largest bundle, bytes.
 pub const BUNDLE_BYTES_MAX: usize = 1024 * 1024;
 /// Most signatures that are looked at for one artifact.
 pub const SIGNATURES_MAX: usize = 64;
+/// Most signatures that are tried for one key of an envelope of our own.
+pub const ENVELOPE_SIGNATURES_MAX: usize = 8;
 /// Most subjects of a statement.
 pub const SUBJECTS_MAX: usize = 1_024;
 /// The payload type of an in-toto statement (in-toto attestation framework 1.0).
@@ -151,6 +154,37 @@ pub fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8
     let mut out = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
     out.extend_from_slice(payload);
     out
+}
+
+impl Envelope {
+    /// `payload` without a signature.
+    pub fn new(payload_type: &str, payload: Vec<u8>) -> Self {
+        Self { payload, payload_type: payload_type.to_owned(), signatures: Vec::new() }
+    }
+
+    /// Adds a signature by `key`, in place of an earlier one.
+    ///
+    /// # Errors
+    /// [`KeyError::Random`].
+    pub fn sign(&mut self, key: &PrivateKey) -> Result<(), KeyError> {
+        let keyid = key.public().id().hex();
+        let sig = key.sign(&pre_authentication_encoding(&self.payload_type, &self.payload))?;
+        self.signatures.retain(|signature| signature.keyid != keyid);
+        self.signatures.push(EnvelopeSignature { sig, keyid });
+        Ok(())
+    }
+
+    /// Which of `keys` signed. Each counts once, however many signatures there are; a signature is tried with the key
+    /// that it names, so the work is bounded by [`ENVELOPE_SIGNATURES_MAX`].
+    pub fn signers<'k>(&self, keys: impl IntoIterator<Item = &'k PublicKey>) -> BTreeSet<KeyId> {
+        let covered = pre_authentication_encoding(&self.payload_type, &self.payload);
+        let signed = |key: &&PublicKey| {
+            let id = key.id().hex();
+            let named = self.signatures.iter().filter(|signature| signature.keyid == id);
+            named.take(ENVELOPE_SIGNATURES_MAX).any(|signature| key.accepts(&covered, &signature.sig))
+        };
+        keys.into_iter().filter(signed).map(PublicKey::id).collect()
+    }
 }
 
 /// The hint for a public key, given its SubjectPublicKeyInfo in DER.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use selvage_config::oci::Repository;
 use selvage_config::plan::Status;
 use selvage_config::release::{Release, ReleaseId};
+use selvage_config::snapshot::Revoked;
 use selvage_config::{AppName, NodeName, Region};
 use serde::{Deserialize, Serialize};
 
@@ -131,4 +132,14 @@ pub struct Problem {
 pub fn hidden(release: &Release) -> Release {
     let variables = release.variables.keys().map(|name| (name.clone(), HIDDEN.to_owned())).collect();
     Release { variables, ..release.clone() }
+}
+
+/// The answer to a revocation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    /// What is revoked now.
+    pub revoked: Revoked,
+    /// The generation of plans that says so.
+    pub generation: u64,
 }

@@ -18,6 +18,8 @@ use selvage_config::app::{APP_BYTES_MAX, App};
 use selvage_config::oci::{APP_CONFIG, Manifest};
 use selvage_config::plan::{NODES_PATH, PLAN_PATH, POLL_MS_MAX, Status};
 use selvage_config::release::Release;
+use selvage_config::root::ROOTS_PATH;
+use selvage_config::snapshot::SNAPSHOT_PATH;
 use selvage_config::{AppName, Digest, NodeName};
 use serde::Deserialize;
 
@@ -30,7 +32,7 @@ use crate::fleet::{Polled, StatusError};
 use crate::plans::Reader;
 use crate::registry::{self, Reference, Registry};
 use crate::releases::{Proposal, VARIABLES_BYTES_MAX};
-use crate::{Parts, disk};
+use crate::{Parts, disk, freshness};
 
 /// Body of a release or rollback, bytes: the variables, as JSON writes them at worst.
 const REQUEST_BYTES_MAX: usize = 8 * VARIABLES_BYTES_MAX;
@@ -51,6 +53,9 @@ pub(crate) fn router(parts: Arc<Parts>) -> Router {
         .route(NODES_PATH, get(nodes))
         .route(&format!("{NODES_PATH}/{{node}}"), put(status).delete(forget))
         .route(&format!("{PLAN_PATH}/{{node}}"), get(plan))
+        .route(SNAPSHOT_PATH, get(freshness::snapshot))
+        .route(ROOTS_PATH, get(freshness::roots))
+        .route("/api/v1/revocations", get(freshness::revoked).post(freshness::revoke))
         .route("/v2", any(registry::serve))
         .route("/v2/", any(registry::serve))
         .route("/v2/{*path}", any(registry::serve))
@@ -80,7 +85,7 @@ where
 }
 
 /// The query of a request, of which each reads what it knows.
-struct Queries(BTreeMap<String, String>);
+pub(crate) struct Queries(BTreeMap<String, String>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Queries {
     type Rejection = Failure;
@@ -92,13 +97,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Queries {
 }
 
 impl Queries {
-    fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Failure> {
+    pub(crate) fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Failure> {
         let number = self.0.get(name).map(|text| text.parse::<T>());
         number.transpose().map_err(|_| Failure::bad(format!("{name} is no whole number")))
     }
 }
 
-async fn json<T: for<'d> Deserialize<'d>>(body: Body, max: usize) -> Result<T, Failure> {
+pub(crate) async fn json<T: for<'d> Deserialize<'d>>(body: Body, max: usize) -> Result<T, Failure> {
     Ok(serde_json::from_slice(&whole(body, max).await?)?)
 }
 

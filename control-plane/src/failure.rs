@@ -8,7 +8,7 @@ use selvage_config::app::variables::TemplateError;
 
 use crate::answers::Problem;
 use crate::body::BodyError;
-use crate::fleet::StatusError;
+use crate::fleet::{RevokeError, StatusError};
 use crate::registry::RegistryError;
 use crate::releases::ReleaseError;
 use crate::state::StateError;
@@ -112,6 +112,15 @@ impl From<ReleaseError> for Failure {
             ReleaseError::State(error) => return Self::internal(error),
         };
         Self::new(status, error).hint(hint)
+    }
+}
+
+impl From<RevokeError> for Failure {
+    fn from(error: RevokeError) -> Self {
+        match error {
+            RevokeError::State(error) => error.into(),
+            full @ RevokeError::Full => Self::new(StatusCode::CONFLICT, full),
+        }
     }
 }
 

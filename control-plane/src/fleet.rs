@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use selvage_config::plan::{AppStatus, Plan, SILENT_MS, Status};
 use selvage_config::release::{Release, ReleaseId};
+use selvage_config::signature::Envelope;
+use selvage_config::snapshot::{REVOKED_MAX, Revoked};
 use selvage_config::{AppName, Digest, NodeName, Region};
 use tokio::sync::watch;
 
 use crate::answers::{NodeAnswer, NodeRollout, Rollout, RolloutState};
-use crate::plans::{Polls, Reader, next_generation};
+use crate::audit::now_ms;
+use crate::plans::{Polls, Reader, Signer, next_generation};
 use crate::releases::{self, Proposal, ReleaseError};
 use crate::state::{NodeRecord, Records, State, StateError};
 
@@ -30,6 +33,7 @@ pub(crate) struct Fleet {
     records: watch::Sender<Arc<Records>>,
     seen: Mutex<BTreeMap<NodeName, Instant>>,
     polls: Polls,
+    signer: Option<Signer>,
 }
 
 /// Why a status was not taken.
@@ -51,6 +55,15 @@ pub(crate) enum StatusError {
     State(#[from] StateError),
 }
 
+/// Why nothing was revoked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RevokeError {
+    #[error("{REVOKED_MAX} things are revoked already")]
+    Full,
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
 /// What became of a poll.
 #[derive(Debug)]
 pub(crate) enum Polled {
@@ -60,8 +73,8 @@ pub(crate) enum Polled {
 }
 
 impl Fleet {
-    /// The fleet as it was remembered.
-    pub(crate) fn open(state: State) -> Result<Self, StateError> {
+    /// The fleet as it was remembered. Without a signer its plans are unsigned.
+    pub(crate) fn open(state: State, signer: Option<Signer>) -> Result<Self, StateError> {
         let records = state.load()?;
         Ok(Self {
             state,
@@ -69,6 +82,7 @@ impl Fleet {
             records: watch::Sender::new(Arc::new(records)),
             seen: Mutex::default(),
             polls: Polls::default(),
+            signer,
         })
     }
 
@@ -103,6 +117,29 @@ impl Fleet {
     /// Takes an app off all plans.
     pub(crate) fn remove(&self, app: &AppName) -> Result<u64, ReleaseError> {
         self.change(|records| releases::remove(records, app)).map(|((), generation)| generation)
+    }
+
+    /// Makes sure that something never runs again. Whether it was not so before, and the generation that says it.
+    pub(crate) fn revoke(&self, what: &Revoked) -> Result<(bool, u64), RevokeError> {
+        self.change(|records| {
+            let mut revoked = (*records.revoked).clone();
+            let is_new = revoked.extend(what);
+            if revoked.len() > REVOKED_MAX {
+                return Err(RevokeError::Full);
+            }
+            records.revoked = Arc::new(revoked);
+            Ok(is_new)
+        })
+    }
+
+    /// The signed list of what plans may name now. None: plans are not signed here.
+    pub(crate) fn snapshot(&self) -> Option<Envelope> {
+        self.signer.as_ref()?.snapshot(&self.records(), now_ms())
+    }
+
+    /// What signs plans, if anything does.
+    pub(crate) fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
     }
 
     /// The current release that runs this manifest, if any does.
@@ -226,7 +263,9 @@ impl Fleet {
                 return Polled::Nothing;
             }
         }
-        Polled::News(Box::new(self.records().plan(node, reader)))
+        let records = self.records();
+        let snapshot = self.signer.as_ref().and_then(|signer| signer.snapshot(&records, now_ms()));
+        Polled::News(Box::new(Plan { snapshot, ..records.plan(node, reader) }))
     }
 }
 

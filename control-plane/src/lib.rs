@@ -22,6 +22,7 @@ mod body;
 pub mod answers;
 mod api;
 mod failure;
+mod freshness;
 
 mod listen;
 
@@ -42,6 +43,8 @@ use access::Access;
 use audit::Audit;
 use fleet::Fleet;
 use listen::Tls;
+use plans::Signer;
+pub use plans::SignerError;
 use registry::Registry;
 use state::{State, StateError};
 
@@ -79,6 +82,9 @@ pub enum StartError {
     /// What was remembered can't be read.
     #[error("read the state of earlier runs")]
     State(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Plans can't be signed.
+    #[error("sign plans")]
+    Signer(#[from] SignerError),
     /// The identity or its roots can't be read.
     #[error("read the control plane's identity")]
     Identity(#[from] FileError),
@@ -110,7 +116,12 @@ impl ControlPlane {
         let (stop, stopping) = watch::channel(false);
         let directory = config.state_dir.clone();
         let operators = config.operators;
-        let opened = disk::wait(move || open(&directory)).await?;
+        let plans = config.plans;
+        if plans.is_none() {
+            tracing::warn!("plans are not signed: nodes with a root take none; `selvage root` makes one");
+        }
+        let signer = disk::wait(move || plans.as_ref().map(Signer::load).transpose()).await?;
+        let opened = disk::wait(move || open(&directory, signer)).await?;
         let tls = {
             let identity = config.identity;
             disk::wait(move || Tls::load(identity)).await?
@@ -140,7 +151,7 @@ impl ControlPlane {
     }
 }
 
-fn open(directory: &Path) -> Result<(Fleet, Registry, Audit), StartError> {
+fn open(directory: &Path, signer: Option<Signer>) -> Result<(Fleet, Registry, Audit), StartError> {
     let make = |path: PathBuf| {
         // Others on the machine have no business here: a release may carry secret variables.
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -155,5 +166,5 @@ fn open(directory: &Path) -> Result<(Fleet, Registry, Audit), StartError> {
         Registry::open(blobs, &uploads, catalog).map_err(|source| StartError::Directory { path: uploads, source })?;
     let path = directory.join("audit.jsonl");
     let audit = Audit::open(&path).map_err(|source| StartError::Directory { path, source })?;
-    Ok((Fleet::open(state)?, registry, audit))
+    Ok((Fleet::open(state, signer)?, registry, audit))
 }

@@ -1,10 +1,17 @@
-//! Plans: what each node shall run, and how a node waits for the next one.
+//! Plans: what each node shall run, who signs it, and how a node waits for the next one.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use selvage_config::NodeName;
+use selvage_config::control_plane::PlanSigning;
+use selvage_config::key::KeyError;
 use selvage_config::plan::Plan;
+use selvage_config::root::{ROOT_BYTES_MAX, ROOTS_MAX, Root, RootError};
+use selvage_config::signature::Envelope;
+use selvage_config::snapshot::Snapshot;
+use selvage_config::{NodeName, PrivateKey};
 
 use crate::answers::hidden;
 use crate::state::Records;
@@ -13,6 +20,9 @@ use crate::state::Records;
 const POLLS_PER_NODE: usize = 8;
 /// Polls that wait at once.
 const POLLS_MAX: usize = 8_192;
+
+/// A signature is as young as a sixteenth of the time that it holds, or it is made anew: nodes ask at half of it.
+const REISSUE_PART: u64 = 16;
 
 /// Who a plan is for: a node is told the values of variables, people are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +43,19 @@ impl Records {
             generation: self.generation,
             releases: releases.collect(),
             peers: self.peers().filter(|peer| peer.node != *node).collect(),
+            snapshot: None,
         }
     }
 
     /// Whether `other` makes other plans than these, generation aside.
     pub(crate) fn differs(&self, other: &Self) -> bool {
-        !self.current().map(|record| &record.release).eq(other.current().map(|record| &record.release))
-            || !self.peers().eq(other.peers())
+        !self.orders_like(other) || !self.peers().eq(other.peers())
+    }
+
+    /// Whether operators want the same of nodes as in `other`.
+    fn orders_like(&self, other: &Self) -> bool {
+        self.revoked == other.revoked
+            && self.current().map(|record| &record.release).eq(other.current().map(|record| &record.release))
     }
 
     /// Whether a node has taken in a newer plan than these records ever made: they are an old copy, or lost.
@@ -54,10 +70,143 @@ impl Records {
 /// not add up to a generation that a node takes in, for its plan would hold no app: so only an operator's act counts
 /// then, and it goes past every generation that a node has told.
 pub(crate) fn next_generation(before: &Records, after: &Records) -> u64 {
-    let same_releases = before.current().map(|r| &r.release).eq(after.current().map(|r| &r.release));
-    match (same_releases, before.differs(after), after.is_behind()) {
+    let same_orders = before.orders_like(after);
+    match (same_orders, before.differs(after), after.is_behind()) {
         (true, false, _) | (true, true, true) => before.generation,
-        _ => before.generation.max(if same_releases { 0 } else { after.told_generation() }).saturating_add(1),
+        _ => before.generation.max(if same_orders { 0 } else { after.told_generation() }).saturating_add(1),
+    }
+}
+
+/// Signs what plans may name, under the fleet's root.
+#[derive(Debug)]
+pub(crate) struct Signer {
+    key: PrivateKey,
+    namespace: String,
+    lifetime_ms: u64,
+    roots: Vec<(u64, Envelope)>,
+    last: Mutex<Option<Signed>>,
+}
+
+/// The newest snapshot: one for all nodes, until the records change or it is no longer young.
+#[derive(Debug)]
+struct Signed {
+    version: u64,
+    issued_ms: u64,
+    envelope: Envelope,
+}
+
+/// Why plans can't be signed.
+#[derive(Debug, thiserror::Error)]
+pub enum SignerError {
+    /// A file can't be read.
+    #[error("read {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The key is none.
+    #[error("plans' key {path}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: KeyError,
+    },
+    /// A file is no envelope.
+    #[error("{path} is no signed root")]
+    Envelope {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: serde_json::Error,
+    },
+    /// A root is not signed, or does not follow the one before.
+    #[error("root {path}")]
+    Root {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: RootError,
+    },
+    /// Too many roots.
+    #[error("{0} roots, the most is {ROOTS_MAX}")]
+    Roots(usize),
+    /// The newest root does not name the key: every node would refuse what it signs.
+    #[error("root {version} does not name the plans' key {key}")]
+    Unnamed {
+        /// The newest root's version.
+        version: u64,
+        /// The key's id.
+        key: selvage_config::KeyId,
+    },
+}
+
+fn file(path: &Path, bytes_max: usize) -> Result<Vec<u8>, SignerError> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(bytes_max as u64).read_to_end(&mut bytes));
+    read.map_err(|source| SignerError::File { path: path.to_owned(), source })?;
+    Ok(bytes)
+}
+
+impl Signer {
+    /// Reads the key and the chain of roots, as strictly as a node will.
+    pub(crate) fn load(config: &PlanSigning) -> Result<Self, SignerError> {
+        let path = config.key.clone();
+        let key = PrivateKey::from_pem(&file(&path, ROOT_BYTES_MAX)?);
+        let key = key.map_err(|source| SignerError::Key { path, source })?;
+        if config.roots.len() > ROOTS_MAX {
+            return Err(SignerError::Roots(config.roots.len()));
+        }
+        let mut newest: Option<Root> = None;
+        let mut roots = Vec::new();
+        for path in &config.roots {
+            let envelope: Envelope = serde_json::from_slice(&file(path, ROOT_BYTES_MAX)?)
+                .map_err(|source| SignerError::Envelope { path: path.clone(), source })?;
+            let root = newest.as_ref().map_or_else(|| Root::first(&envelope), |before| before.next(&envelope));
+            let root = root.map_err(|source| SignerError::Root { path: path.clone(), source })?;
+            roots.push((root.version, envelope));
+            newest = Some(root);
+        }
+        let (public, newest) = (key.public(), newest.ok_or(SignerError::Roots(0))?);
+        if !newest.plan_keys.contains(&public) {
+            return Err(SignerError::Unnamed { version: newest.version, key: public.id() });
+        }
+        let lifetime_ms = config.lifetime_s.saturating_mul(1_000);
+        Ok(Self { key, namespace: newest.namespace, lifetime_ms, roots, last: Mutex::default() })
+    }
+
+    /// The signed list of what plans of these records may name. None: the system gave no random bytes.
+    pub(crate) fn snapshot(&self, records: &Records, now_ms: u64) -> Option<Envelope> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_young = |signed: &&Signed| {
+            let age = now_ms.abs_diff(signed.issued_ms);
+            signed.version == records.generation && age < self.lifetime_ms / REISSUE_PART
+        };
+        if let Some(signed) = last.as_ref().filter(is_young) {
+            return Some(signed.envelope.clone());
+        }
+        let snapshot = Snapshot {
+            namespace: self.namespace.clone(),
+            version: records.generation,
+            issued_ms: now_ms,
+            expires_ms: now_ms.saturating_add(self.lifetime_ms),
+            resources: records.current().map(|r| (r.release.id.clone(), r.release.manifest)).collect(),
+            revoked: records.revoked.as_ref().clone(),
+        };
+        let mut envelope = snapshot.envelope();
+        if let Err(error) = envelope.sign(&self.key) {
+            tracing::error!(%error, "plans can't be signed");
+            return None;
+        }
+        *last = Some(Signed { version: snapshot.version, issued_ms: now_ms, envelope: envelope.clone() });
+        Some(envelope)
+    }
+
+    /// The roots that follow `version`, oldest first.
+    pub(crate) fn roots_after(&self, version: u64) -> Vec<&Envelope> {
+        self.roots.iter().filter(|(own, _)| *own > version).map(|(_, envelope)| envelope).collect()
     }
 }
 
@@ -117,6 +266,7 @@ mod tests {
             front: None,
             admin: None,
             apps: Vec::new(),
+            plan: None,
         };
         Arc::new(NodeRecord { status, replication: Some(([127, 0, 0, 1], port).into()) })
     }
@@ -163,6 +313,68 @@ mod tests {
         };
         crate::releases::release(&mut released, proposal).unwrap();
         assert_eq!(next_generation(&behind, &released), 58);
+    }
+
+    fn signer(lifetime_s: u64) -> (tempfile::TempDir, Result<Signer, SignerError>, PrivateKey) {
+        let dir = tempfile::tempdir().unwrap();
+        let (offline, key) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let root = Root {
+            namespace: "test".into(),
+            version: 1,
+            issued_ms: 0,
+            expires_ms: u64::MAX,
+            threshold: 1,
+            keys: vec![offline.public()],
+            plan_keys: vec![key.public()],
+        };
+        let mut envelope = root.envelope().unwrap();
+        envelope.sign(&offline).unwrap();
+        let paths = (dir.path().join("plan.key"), dir.path().join("root-1.json"));
+        std::fs::write(&paths.0, key.to_pem()).unwrap();
+        std::fs::write(&paths.1, serde_json::to_vec(&envelope).unwrap()).unwrap();
+        let signer = Signer::load(&PlanSigning { key: paths.0, roots: vec![paths.1], lifetime_s });
+        (dir, signer, offline)
+    }
+
+    #[test]
+    fn a_snapshot_is_signed_once_for_all_nodes_and_anew_before_it_is_old() {
+        let (_dir, signer, _) = signer(160);
+        let (signer, records) = (signer.unwrap(), Records { generation: 3, ..Records::default() });
+        let at = |ms| signer.snapshot(&records, ms).unwrap();
+        let first = at(1_000);
+        assert_eq!(at(10_000), first);
+        assert_ne!(at(11_000), first);
+        let changed = Records { generation: 4, ..Records::default() };
+        assert_ne!(signer.snapshot(&changed, 11_000).unwrap(), at(11_000));
+        let root = Root::first(&signer.roots[0].1).unwrap();
+        let snapshot = Snapshot::signed(&first, &root).unwrap();
+        assert_eq!((snapshot.version, snapshot.issued_ms, snapshot.expires_ms), (3, 1_000, 161_000));
+        assert_eq!((signer.roots_after(0).len(), signer.roots_after(1).len()), (1, 0));
+    }
+
+    #[test]
+    fn a_key_that_the_root_does_not_name_signs_nothing() {
+        let (dir, good, _) = signer(60);
+        assert!(good.is_ok());
+        let other = PrivateKey::generate().unwrap();
+        std::fs::write(dir.path().join("plan.key"), other.to_pem()).unwrap();
+        let config = PlanSigning {
+            key: dir.path().join("plan.key"),
+            roots: vec![dir.path().join("root-1.json")],
+            lifetime_s: 60,
+        };
+        assert!(matches!(Signer::load(&config), Err(SignerError::Unnamed { version: 1, .. })));
+        let twice = PlanSigning { roots: vec![dir.path().join("root-1.json"); 2], ..config };
+        assert!(matches!(Signer::load(&twice), Err(SignerError::Root { .. })));
+    }
+
+    #[test]
+    fn a_revocation_makes_a_new_generation() {
+        let none = Records::default();
+        let mut revoked = selvage_config::snapshot::Revoked::default();
+        revoked.digests.insert(selvage_config::Digest::of(b"bad"));
+        let after = Records { revoked: Arc::new(revoked), ..none.clone() };
+        assert_eq!(next_generation(&none, &after), 1);
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub(crate) const VARIABLES_BYTES_MAX: usize = 64 * 1024;
 /// What a plan may say besides its releases, mostly peers, bytes.
 const PLAN_REST_BYTES: usize = 2 * 1024 * 1024;
 
+/// What the signed list says of one release, bytes at most.
+const LISTED_BYTES: usize = 160;
+
 /// What is to become a release. That the manifest exists and is this app's was checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Proposal {
@@ -151,8 +154,13 @@ fn check_plan(records: &Records) -> Result<(), ReleaseError> {
         generation: records.generation,
         releases: records.current().map(|record| record.release.clone()).collect(),
         peers: Vec::new(),
+        snapshot: None,
     };
-    let bytes = serde_json::to_vec(&plan).map_or(usize::MAX, |bytes| bytes.len().saturating_add(PLAN_REST_BYTES));
+    let json = |bytes: Result<Vec<u8>, serde_json::Error>| bytes.map_or(usize::MAX, |bytes| bytes.len());
+    let listed = plan.releases.len().saturating_mul(LISTED_BYTES);
+    // In an envelope it is a third larger.
+    let snapshot = json(serde_json::to_vec(&*records.revoked)).saturating_add(listed).saturating_mul(2);
+    let bytes = json(serde_json::to_vec(&plan)).saturating_add(snapshot).saturating_add(PLAN_REST_BYTES);
     if bytes > PLAN_BYTES_MAX { Err(ReleaseError::Plan { bytes }) } else { Ok(()) }
 }
 

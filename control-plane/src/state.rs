@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use selvage_config::plan::{Peer, Status};
 use selvage_config::release::Release;
+use selvage_config::snapshot::Revoked;
 use selvage_config::{AppName, NodeName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use sled::{Batch, Db, IVec, Tree};
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 
 const GENERATION: &[u8] = b"generation";
+const REVOKED: &[u8] = b"revoked";
 const APP: &[u8] = b"app/";
 const NODE: &[u8] = b"node/";
 
@@ -29,6 +31,8 @@ pub(crate) struct Records {
     pub(crate) generation: u64,
     pub(crate) apps: BTreeMap<AppName, Arc<AppRecord>>,
     pub(crate) nodes: BTreeMap<NodeName, Arc<NodeRecord>>,
+    /// What must not run any more. It only grows: nodes take nothing back.
+    pub(crate) revoked: Arc<Revoked>,
 }
 
 /// One app's releases. An app that was removed keeps its record, so that a number never names two releases.
@@ -129,7 +133,14 @@ impl State {
                 bytes.as_ref().try_into().map_err(|_| StateError::Malformed { key: "generation".into() })?,
             ),
         };
-        Ok(Records { generation, apps: self.load_all(APP)?, nodes: self.load_all(NODE)? })
+        let revoked = match self.tree.get(REVOKED)? {
+            None => Revoked::default(),
+            Some(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|source| StateError::Record { key: "revoked".into(), source })?
+            }
+        };
+        let revoked = Arc::new(revoked);
+        Ok(Records { generation, apps: self.load_all(APP)?, nodes: self.load_all(NODE)?, revoked })
     }
 
     fn load_all<N, R>(&self, prefix: &[u8]) -> Result<BTreeMap<N, Arc<R>>, StateError>
@@ -154,6 +165,9 @@ impl State {
         let mut batch = Batch::default();
         if before.generation != after.generation {
             batch.insert(GENERATION, &after.generation.to_be_bytes());
+        }
+        if before.revoked != after.revoked {
+            batch.insert(REVOKED, serde_json::to_vec(&*after.revoked).expect("it has only strings"));
         }
         put_changed(&mut batch, APP, &before.apps, &after.apps);
         put_changed(&mut batch, NODE, &before.nodes, &after.nodes);
@@ -206,6 +220,7 @@ mod tests {
         let full = Records {
             generation: 3,
             apps: [("hello".parse().unwrap(), Arc::new(app.clone()))].into(),
+            revoked: Arc::new(Revoked { identities: ["eve".to_owned()].into(), ..Revoked::default() }),
             ..empty.clone()
         };
         let state = State::open(&directory.path().join("db")).unwrap();
@@ -214,7 +229,7 @@ mod tests {
 
         let state = State::open(&directory.path().join("db")).unwrap();
         let read = state.load().unwrap();
-        assert_eq!(read.generation, 3);
+        assert_eq!((read.generation, &read.revoked), (3, &full.revoked));
         assert_eq!(*read.apps[&"hello".parse().unwrap()], app);
         state.save(&full, &Records { generation: 4, ..Records::default() }).unwrap();
         assert!(state.load().unwrap().apps.is_empty());

@@ -45,7 +45,7 @@ pub(crate) async fn base(dir: &Path, compiled: &Path) -> anyhow::Result<Base> {
     Ok(Base {
         engines: Engines::new(&EngineOptions::default())?,
         cache: CompileCache::open(compiled)?,
-        policy: Policy::LocalFiles,
+        terms: tokio::sync::watch::Sender::new(Arc::new(Policy::LocalFiles.into())),
         limits_cap: Limits::node_cap(),
         kv,
         egress: Arc::new(Egress::new(&EgressOptions::default())?),

@@ -53,7 +53,7 @@ impl Ours {
         let digest = Digest::of(&guest.bytes);
         let app = App::of_component("bench".parse()?, "guest".parse()?, digest);
         let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, guest.bytes.clone())]));
-        let verified = verify(fetched, &Policy::LocalFiles)?;
+        let verified = verify(fetched, &Policy::LocalFiles.into())?;
         let options = selvage_sync::Options {
             node: "node".parse()?,
             region: "here".parse()?,

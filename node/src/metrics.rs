@@ -50,6 +50,8 @@ pub struct Metrics {
     log_dropped: IntCounterVec,
     below_http: IntCounterVec,
     refused: IntCounterVec,
+    plans_refused: IntCounterVec,
+    snapshot: IntGaugeVec,
     kv_lag: IntGaugeVec,
     kv_connected: IntGaugeVec,
 }
@@ -163,6 +165,18 @@ impl Metrics {
                 "Releases that this node would not run, by cause.",
                 &["cause"],
             ),
+            plans_refused: counter(
+                &registry,
+                "selvage_plans_refused_total",
+                "Plans that this node would not take, by cause.",
+                &["cause"],
+            ),
+            snapshot: gauge(
+                &registry,
+                "selvage_plan_snapshot",
+                "The signed plan: its version, when it ends (seconds since 1970), and whether it is past that.",
+                &["what"],
+            ),
             kv_lag: gauge(
                 &registry,
                 "selvage_kv_unacknowledged_writes",
@@ -213,6 +227,19 @@ impl Metrics {
     /// The node would not run a release; `cause` is the word of the status document.
     pub fn release_refused(&self, cause: &str) {
         self.refused.with_label_values(&[cause]).inc();
+    }
+
+    /// The node would not take a plan; `cause` is the word of the status document.
+    pub fn plan_refused(&self, cause: &str) {
+        self.plans_refused.with_label_values(&[cause]).inc();
+    }
+
+    /// How fresh the signed plan is.
+    pub fn snapshot(&self, version: u64, expires_s: u64, expired: bool) {
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.snapshot.with_label_values(&["version"]).set(number(version));
+        self.snapshot.with_label_values(&["expires_seconds"]).set(number(expires_s));
+        self.snapshot.with_label_values(&["expired"]).set(expired.into());
     }
 
     /// How it stands with `peer`: whether there is a link, and how many of our writes it has not acknowledged.

@@ -23,6 +23,7 @@ use selvage_config::node::{
     CertificateFiles, Egress as EgressConfig, NodeConfig, TlsProvider, TlsSettings, TlsVersionMin, Trust,
 };
 use selvage_config::plan::{Plan, Status};
+use selvage_config::root::ROOT_BYTES_MAX;
 use selvage_config::{Limits, NodeName, Region, StoreLabel, StoreName};
 use selvage_sync::{Kv, Options as KvOptions, Tls};
 use tokio::sync::watch;
@@ -42,10 +43,11 @@ use crate::metrics::Metrics;
 use crate::release::activate::{Activation, Base, Report, Settings, ready};
 use crate::release::compile::CompileCache;
 use crate::release::fetch::Fetched;
+use crate::release::ledger::Ledger;
 use crate::release::origin::{Origin, chain};
-use crate::release::plan;
+use crate::release::plan::{self, Course};
 use crate::release::state::State;
-use crate::release::verify::{Policy, PublicKey};
+use crate::release::verify::{Policy, PublicKey, Terms};
 use crate::route::Table;
 use crate::serve::Parts;
 
@@ -89,6 +91,8 @@ struct Me {
     addresses: Addresses,
     /// Known last: the listener that tells it must be there first.
     admin: OnceLock<SocketAddr>,
+    /// What its fleet signed.
+    ledger: Option<Ledger>,
 }
 
 /// Where a node listens, with the ports that it got.
@@ -147,14 +151,19 @@ impl Node {
             config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
         let engines = start_engines(options);
         let state = State::open(&config.state_dir)?;
+        let ledger = ledger(&config.trust, &state)?;
+        let revoked = ledger.as_ref().map(Ledger::revoked).unwrap_or_default();
+        let terms = Terms { policy, revoked };
         let kv = open_kv(&config, fleet.as_ref()).await?;
         let compiled = state.dir().join(COMPILED);
-        let base = base(state, kv.clone(), policy, config.limits.clone(), ways_out, (engines, compiled)).await?;
+        let base = base(state.clone(), kv.clone(), terms, config.limits.clone(), ways_out, (engines, compiled)).await?;
         machine::tell_if_few_descriptors();
 
         let parts =
             Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone()));
-        let mut activation = Activation::new(base, origin.clone(), Arc::clone(&parts), config.domain.clone(), drain);
+        let terms = base.terms.clone();
+        let from = (origin.clone(), ledger.clone());
+        let mut activation = Activation::new(base, from, Arc::clone(&parts), config.domain.clone(), drain);
         let report = activation.report();
         let restored = Box::pin(activation.restore()).await;
 
@@ -167,7 +176,13 @@ impl Node {
             replication: kv.local_addr(),
             admin: None,
         };
-        let me = Arc::new(Me { name: config.name, region: config.region, addresses, admin: OnceLock::new() });
+        let me = Arc::new(Me {
+            name: config.name,
+            region: config.region,
+            addresses,
+            admin: OnceLock::new(),
+            ledger: ledger.clone(),
+        });
         let admin = match config.listen.admin {
             None => None,
             Some(address) => {
@@ -193,7 +208,9 @@ impl Node {
             Some(origin) => {
                 let told = Arc::clone(&me);
                 tasks.spawn(plan::report(origin.clone(), report.clone(), move |report| told.status(report)));
-                tasks.spawn(plan::watch(origin, me.name.clone(), State::open(&config.state_dir)?, plans));
+                let metrics = parts.metrics.clone();
+                let course = Course { node: me.name.clone(), state, ledger, terms, metrics, plans };
+                tasks.spawn(plan::watch(origin, course));
             }
         }
         Ok(Self { me, parts, kv, listeners, admin, report, drain, tasks, _plans: held, _temporary: None })
@@ -232,7 +249,8 @@ impl Node {
         }
         let compiled = options.compiled_dir.unwrap_or_else(|| state.dir().join(COMPILED));
         let base =
-            base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out, (engines, compiled)).await?;
+            base(state, kv.clone(), Policy::LocalFiles.into(), Limits::node_cap(), ways_out, (engines, compiled))
+                .await?;
 
         let Bundle { app, blobs } = options.bundle;
         let settings = Settings { release: None, variables: options.variables, environment: options.environment };
@@ -252,7 +270,7 @@ impl Node {
             tasks.spawn(look_at_certificates(reload));
         }
         Ok(Self {
-            me: Arc::new(Me { name, region, addresses, admin: OnceLock::new() }),
+            me: Arc::new(Me { name, region, addresses, admin: OnceLock::new(), ledger: None }),
             parts,
             kv,
             listeners,
@@ -313,6 +331,7 @@ impl Me {
             front: self.addresses.https.or(self.addresses.http),
             admin: self.admin.get().copied(),
             apps: report.apps.values().cloned().collect(),
+            plan: self.ledger.as_ref().map(|ledger| ledger.status(plan::now_ms())),
         }
     }
 }
@@ -383,6 +402,17 @@ fn trust(trust: &Trust) -> Result<Policy, StartError> {
     Ok(Policy::Keys { keys, legacy: trust.legacy_signatures })
 }
 
+/// The ledger of what the fleet signed, if the node has a root.
+fn ledger(trust: &Trust, state: &State) -> Result<Option<Ledger>, StartError> {
+    let Some(path) = &trust.root else { return Ok(None) };
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(ROOT_BYTES_MAX as u64).read_to_end(&mut bytes));
+    read.map_err(|source| StartError::KeyFile { path: path.clone(), source })?;
+    let envelope =
+        serde_json::from_slice(&bytes).map_err(|source| StartError::RootFile { path: path.clone(), source })?;
+    Ok(Some(Ledger::open(&envelope, state.clone())?))
+}
+
 /// The ways out: of guests, and for the keys of token issuers.
 struct WaysOut {
     guests: Arc<Egress>,
@@ -412,7 +442,7 @@ fn start_engines(options: EngineOptions) -> JoinHandle<Result<Engines, EngineErr
 async fn base(
     state: State,
     kv: Kv,
-    policy: Policy,
+    terms: Terms,
     limits_cap: Limits,
     ways_out: WaysOut,
     (engines, compiled): (JoinHandle<Result<Engines, EngineError>>, PathBuf),
@@ -421,7 +451,8 @@ async fn base(
     let started = tokio::task::spawn_blocking(move || {
         let cache = CompileCache::open(&compiled)?;
         let WaysOut { guests: egress, keys } = ways_out;
-        Ok(Arc::new(Base { engines, cache, policy, limits_cap, kv, egress, keys, state, metrics: Metrics::new() }))
+        let terms = watch::Sender::new(Arc::new(terms));
+        Ok(Arc::new(Base { engines, cache, terms, limits_cap, kv, egress, keys, state, metrics: Metrics::new() }))
     });
     started.await?
 }

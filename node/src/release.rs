@@ -1,7 +1,8 @@
 //! A release on its way to serving: [`plan`] says what shall run, [`fetch`] brings it, [`verify`] decides whether a
 //! trusted key signed it, [`compile`] makes code of it, [`activate`] swaps it in.
 //!
-//! [`origin`] is the control plane as a node reaches it, [`state`] what a node keeps to do without it.
+//! [`origin`] is the control plane as a node reaches it, [`ledger`] what makes sure that a plan is new, [`state`] what a
+//! node keeps to do without it.
 
 pub mod plan;
 
@@ -13,5 +14,6 @@ pub mod compile;
 
 pub mod activate;
 
+pub mod ledger;
 pub mod origin;
 pub mod state;

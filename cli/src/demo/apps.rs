@@ -8,12 +8,13 @@ use miette::Report;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use selvage_config::bundle::Bundle;
+use selvage_config::key::pem;
 use selvage_control_plane::answers::{Released, RolloutState};
 use serde_json::json;
 
 use super::fleet::Fleet;
 use crate::deploy::{publish as push_and_sign, release, rollout_until};
-use crate::key::{pem, write_new};
+use crate::key::write_new;
 use crate::output::{Output, failed, failure};
 use crate::token::TokenKey;
 

@@ -10,7 +10,7 @@ use miette::Report;
 use selvage_certs::{Authority, Role};
 use selvage_config::control_plane::ControlPlaneConfig;
 use selvage_config::node::NodeConfig;
-use selvage_config::{NodeName, Region};
+use selvage_config::{NodeName, PrivateKey, Region};
 use selvage_control_plane::ControlPlane;
 use selvage_node::node::Node;
 use serde_json::json;
@@ -20,6 +20,7 @@ use crate::client::Client;
 use crate::context::Context;
 use crate::key::{SigningKey, write_new};
 use crate::output::{Output, failed, failure};
+use crate::root::{RootTerms, first_root, save_root};
 
 /// Where the demo's nodes stand.
 const REGIONS: [&str; 3] = ["fra", "iad", "sin"];
@@ -36,6 +37,8 @@ const NAMES: [&str; 8] = [
 ];
 /// How many ports are tried for a front.
 const PORTS_TRIED: u16 = 1_000;
+/// For how long the demo's root holds, days.
+const DAYS: u64 = 365;
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A running fleet.
@@ -79,6 +82,26 @@ fn signing_key(certs: &Path) -> Result<SigningKey, Report> {
     Ok(key)
 }
 
+/// The root of the fleet's plans and the key that it names. A real fleet's root has several keys, none of them on a
+/// machine that runs; this one's are thrown away once they have signed.
+fn plan_signing(certs: &Path) -> Result<(), Report> {
+    let (root, key) = (certs.join("root-1.json"), certs.join("plan.key"));
+    if root.exists() && key.exists() {
+        return Ok(());
+    }
+    let failed = |error| failure("make the root of the plans", &error as &selvage_config::key::KeyError, None);
+    let offline = [PrivateKey::generate().map_err(failed)?, PrivateKey::generate().map_err(failed)?];
+    let plan = PrivateKey::generate().map_err(failed)?;
+    let terms = RootTerms { days: DAYS, threshold: offline.len() };
+    let keys = offline.iter().map(PrivateKey::public).collect();
+    let mut envelope = first_root("demo".to_owned(), keys, vec![plan.public()], &terms)?;
+    for key in &offline {
+        envelope.sign(key).map_err(failed)?;
+    }
+    write_new(&key, plan.to_pem().as_bytes(), 0o600)?;
+    save_root(&root, &envelope)
+}
+
 impl Fleet {
     /// Starts everything below `directory`. Nodes run what their disks hold; nothing on a first start.
     pub(super) async fn start(directory: &Path, port: u16, output: Output) -> Result<Self, Report> {
@@ -100,6 +123,7 @@ impl Fleet {
         save(&server.map_err(|error| failure("issue a certificate", &error, None))?, &certs, "front")?;
         let signing_key = signing_key(&certs)?;
         written(&certs.join("cosign.pub"), &signing_key.public_pem())?;
+        plan_signing(&certs)?;
 
         output.progress("starting the control plane");
         let control_plane = start_control_plane(directory, SocketAddr::new(LOCAL, 0)).await?;
@@ -143,7 +167,8 @@ impl Fleet {
              [[certificates]]\ncertificate = \"../certs/front.pem\"\nkey = \"../certs/front.key\"\n\n\
              [identity]\ncertificate = \"../certs/node-{region}-1.pem\"\nkey = \"../certs/node-{region}-1.key\"\n\
              roots = \"../certs/ca.pem\"\n\n\
-             [control_plane]\naddress = \"{control_plane}\"\n\n[trust]\nkeys = [\"../certs/cosign.pub\"]\n",
+             [control_plane]\naddress = \"{control_plane}\"\n\n[trust]\nkeys = [\"../certs/cosign.pub\"]\n\
+             root = \"../certs/root-1.json\"\n",
             replication = free_udp()?,
         );
         written(&config, &text)?;
@@ -256,7 +281,8 @@ async fn start_control_plane(directory: &Path, listen: SocketAddr) -> Result<Con
     let path = own.join("control-plane.toml");
     let text = format!(
         "listen = \"{listen}\"\nstate_dir = \"state\"\n\n[identity]\ncertificate = \"../certs/control-plane.pem\"\n\
-         key = \"../certs/control-plane.key\"\nroots = \"../certs/ca.pem\"\n"
+         key = \"../certs/control-plane.key\"\nroots = \"../certs/ca.pem\"\n\n\
+         [plans]\nkey = \"../certs/plan.key\"\nroots = [\"../certs/root-1.json\"]\n"
     );
     written(&path, &text)?;
     let config = ControlPlaneConfig::parse(&path, &text)?;

@@ -28,6 +28,14 @@ impl Fleet {
         run(&["certs", "control-plane", "--address", "127.0.0.1"]);
         run(&["certs", "node", "fra-1", "--region", "fra"]);
         run(&["key", "--prefix", "release"]);
+        run(&["key", "--prefix", "plan", "--plain"]);
+        for person in ["alice", "bob", "carol"] {
+            run(&["key", "--prefix", person]);
+        }
+        let keys = ["--key", "alice.pub", "--key", "bob.pub", "--key", "carol.pub", "--threshold", "2"];
+        run(&[&["root", "init", "--namespace", "test", "--plan-key", "plan.pub"], &keys[..]].concat());
+        run(&["root", "sign", "root-1.json", "--key", "alice.key"]);
+        run(&["root", "sign", "root-1.json", "--key", "carol.key"]);
         let identity = |stem: &str| {
             format!(
                 "[identity]\ncertificate = \"certs/{stem}.pem\"\nkey = \"certs/{stem}.key\"\nroots = \"certs/ca.pem\"\n"
@@ -38,7 +46,7 @@ impl Fleet {
         write(
             "control-plane.toml",
             format!(
-                "listen = \"127.0.0.1:0\"\nstate_dir = \"control-plane\"\n{}\n[[operators]]\nname = \"ci\"\ntoken_digest = \"{digest}\"\n",
+                "listen = \"127.0.0.1:0\"\nstate_dir = \"control-plane\"\n{}\n[[operators]]\nname = \"ci\"\ntoken_digest = \"{digest}\"\n[plans]\nkey = \"plan.key\"\nroots = [\"root-1.json\"]\n",
                 identity("control-plane")
             ),
         );
@@ -50,7 +58,7 @@ impl Fleet {
             format!(
                 "name = \"fra-1\"\nregion = \"fra\"\nstate_dir = \"node\"\n\
              [listen]\nhttp = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{}\n\
-             [control_plane]\naddress = \"{address}\"\n[trust]\nkeys = [\"release.pub\"]\nlegacy_signatures = true\n",
+             [control_plane]\naddress = \"{address}\"\n[trust]\nkeys = [\"release.pub\"]\nroot = \"root-1.json\"\nlegacy_signatures = true\n",
                 identity("node-fra-1")
             ),
         );

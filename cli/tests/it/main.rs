@@ -7,4 +7,5 @@ mod demo;
 mod peers;
 mod program;
 mod refusals;
+mod root;
 mod up;

@@ -98,7 +98,7 @@ fn all_mistakes_of_a_node_file_are_told_before_a_socket_opens() {
     let text = "name = 'a'\nregion = 'b'\nstate_dir = 's'\nlisten = { https = '127.0.0.1:0' }\ncontrol_plane = { address = 'x:1' }\n";
     fs::write(directory.path().join("node.toml"), text).unwrap();
     let (code, _, json) = told(directory.path(), &["node"]);
-    assert_eq!((code, json["places"].as_array().unwrap().len()), (2, 3), "{json}");
+    assert_eq!((code, json["places"].as_array().unwrap().len()), (2, 4), "{json}");
     let (code, _, _) = told(directory.path(), &["check", "node.toml"]);
     assert_eq!(code, 2);
     assert!(!directory.path().join("s").exists(), "no state is made");

@@ -4,6 +4,7 @@
 
 mod access;
 mod fleet;
+mod freshness;
 mod garbage;
 mod plans;
 mod registry;

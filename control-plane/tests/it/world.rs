@@ -8,7 +8,7 @@ use rustls::{ClientConfig, RootCertStore};
 use selvage_certs::{Authority, Role, client, mutual_client, roots_of};
 use selvage_config::Digest;
 use selvage_config::app::App;
-use selvage_config::control_plane::{ControlPlaneConfig, Operator};
+use selvage_config::control_plane::{ControlPlaneConfig, Operator, PlanSigning};
 use selvage_config::node::IdentityFiles;
 use selvage_config::oci::{APP_CONFIG, Descriptor, MANIFEST, Manifest, WASM};
 use selvage_config::plan::{AppStatus, Status};
@@ -24,6 +24,8 @@ pub(crate) struct World {
     pub(crate) directory: TempDir,
     control_plane: Option<ControlPlane>,
     url: String,
+    /// How it signs plans, from the next start on.
+    pub(crate) plans: Option<PlanSigning>,
 }
 
 /// Somebody who asks.
@@ -41,7 +43,7 @@ impl World {
         let identity = authority.issue_identity(&Role::ControlPlane, &[IpAddr::V4(Ipv4Addr::LOCALHOST)], &[]).unwrap();
         identity.save(directory.path().join("c.pem"), directory.path().join("k.pem")).unwrap();
         std::fs::write(directory.path().join("roots.pem"), authority.certificate_pem()).unwrap();
-        let mut world = Self { authority, directory, control_plane: None, url: String::new() };
+        let mut world = Self { authority, directory, control_plane: None, url: String::new(), plans: None };
         world.resume().await;
         world
     }
@@ -52,6 +54,7 @@ impl World {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             state_dir: path("state"),
             identity: IdentityFiles { certificate: path("c.pem"), key: path("k.pem"), roots: path("roots.pem") },
+            plans: self.plans.clone(),
             operators: vec![Operator { name: "ops".into(), token_digest: Digest::of(TOKEN.as_bytes()) }],
         }
     }
@@ -200,6 +203,7 @@ pub(crate) fn status(node: &str, generation: u64, port: Option<u16>, apps: Vec<A
         front: None,
         admin: None,
         apps,
+        plan: None,
     }
 }
 

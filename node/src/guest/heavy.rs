@@ -175,7 +175,7 @@ mod tests {
         let (digest, name) = (Digest::of(&bytes), "guest".parse().unwrap());
         let app = App::of_component("test".parse().unwrap(), "guest".parse().unwrap(), digest);
         let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, bytes)]));
-        let verified = verify(fetched, &Policy::LocalFiles).unwrap();
+        let verified = verify(fetched, &Policy::LocalFiles.into()).unwrap();
         let cache = CompileCache::open(&dir.path().join("compiled")).unwrap();
         let compiled = compile(engines, &cache, &verified.component(&name).unwrap()).unwrap();
         (Pool::new(engines, &compiled, grants).unwrap(), dir)

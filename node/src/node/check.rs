@@ -32,7 +32,8 @@ pub async fn check(bundle: Bundle, compiled_dir: Option<PathBuf>) -> Result<(), 
     let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
     let compiled = compiled_dir.unwrap_or_else(|| directory.path().join(super::COMPILED));
     let ways_out = WaysOut::new(&EgressConfig::default())?;
-    let base = base(state, kv.clone(), Policy::LocalFiles, Limits::node_cap(), ways_out, (engines, compiled)).await?;
+    let base =
+        base(state, kv.clone(), Policy::LocalFiles.into(), Limits::node_cap(), ways_out, (engines, compiled)).await?;
     let required = bundle.app.variables.iter().filter(|(_, variable)| variable.default.is_none());
     let variables = required.map(|(name, _)| (name.clone(), PLACEHOLDER.to_owned())).collect();
     let settings = Settings { variables, ..Settings::default() };

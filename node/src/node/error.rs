@@ -12,6 +12,7 @@ use crate::jwt::JwtError;
 use crate::listen::ListenError;
 use crate::release::activate::ReadyError;
 use crate::release::compile::CacheError;
+use crate::release::ledger::LedgerError;
 use crate::release::origin::OriginError;
 use crate::release::state::StateError;
 use crate::release::verify::KeyError;
@@ -35,7 +36,7 @@ pub enum StartError {
     #[error("certificates")]
     Certificates(#[from] ReloadError),
     /// A file of a trusted key can't be read.
-    #[error("read trusted key {path}")]
+    #[error("read {path}")]
     KeyFile {
         /// The file.
         path: PathBuf,
@@ -50,6 +51,17 @@ pub enum StartError {
         /// Why not.
         source: KeyError,
     },
+    /// The root of the fleet's plans can't be read.
+    #[error("root {path}")]
+    RootFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: serde_json::Error,
+    },
+    /// What the fleet signed so far can't be known.
+    #[error("ledger of signed plans")]
+    Ledger(#[from] LedgerError),
     /// A file of authorities can't be read.
     #[error("authorities in {path}")]
     Roots {

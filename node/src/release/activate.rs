@@ -20,9 +20,11 @@ use tokio::task::JoinSet;
 
 pub use ready::{Base, ReadyError, Settings, ready};
 
-use super::fetch::fetch;
+use super::fetch::{fetch, fetch_head};
+use super::ledger::Ledger;
 use super::origin::{Backoff, Origin, chain};
 use super::state::StateError;
+use super::verify::Terms;
 use crate::route::{ActiveApp, Table};
 use crate::serve::Parts;
 
@@ -51,6 +53,10 @@ pub struct Report {
 pub struct Activation {
     base: Arc<Base>,
     origin: Option<Origin>,
+    /// What plans may name. None: anything that the policy takes.
+    ledger: Option<Ledger>,
+    /// By which terms what runs was verified.
+    verified_by: Arc<Terms>,
     parts: Arc<Parts>,
     domain: String,
     drain: Duration,
@@ -88,10 +94,18 @@ enum Aim {
 
 impl Activation {
     /// Nothing runs yet. `domain` and `drain` are the node's.
-    pub fn new(base: Arc<Base>, origin: Option<Origin>, parts: Arc<Parts>, domain: String, drain: Duration) -> Self {
+    pub fn new(
+        base: Arc<Base>,
+        (origin, ledger): (Option<Origin>, Option<Ledger>),
+        parts: Arc<Parts>,
+        domain: String,
+        drain: Duration,
+    ) -> Self {
         Self {
+            verified_by: base.terms(),
             base,
             origin,
+            ledger,
             parts,
             domain,
             drain,
@@ -121,6 +135,12 @@ impl Activation {
         });
         // Of a node that had another name: its generations are not this one's.
         let plan = plan.filter(|plan| plan.node == *self.parts.node());
+        // One that is not the newest that was signed: somebody put an old copy there, or the keys changed since.
+        let is_known = |plan: &Plan| self.ledger.as_ref().is_none_or(|ledger| ledger.knows(plan));
+        if plan.as_ref().is_some_and(|plan| !is_known(plan)) {
+            tracing::warn!("last plan on disk is not the newest that was signed, dropped");
+        }
+        let plan = plan.filter(is_known);
         self.good = good.unwrap_or_else(|error| {
             tracing::error!(error = chain(&error), "list of good releases on disk is damaged");
             BTreeMap::new()
@@ -139,9 +159,12 @@ impl Activation {
     /// Follows the plans until their sender is gone.
     pub async fn run(mut self, mut plans: watch::Receiver<Option<Arc<Plan>>>) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut terms = self.base.terms.subscribe();
         loop {
             let plan = plans.borrow_and_update().clone();
             let mut again = false;
+            terms.mark_unchanged();
+            self.stop_what_counts_no_more().await;
             if let Some(plan) = plan {
                 self.set_peers(&plan);
                 // A newer plan overtakes this one. Dropping `apply` is safe: each app is swapped in without a pause
@@ -154,6 +177,7 @@ impl Activation {
                         }
                         continue;
                     }
+                    _ = terms.changed() => continue,
                 };
             }
             // Dropping either branch is safe: neither holds anything.
@@ -164,8 +188,60 @@ impl Activation {
                     }
                     backoff.reset();
                 }
+                _ = terms.changed() => backoff.reset(),
                 () = tokio::time::sleep(backoff.pause()), if again => {}
             }
+        }
+    }
+
+    /// Verifies what runs again when the terms are others than before, and stops what they do not cover: a revoked
+    /// digest, a key that is trusted no more. It answers no request from then on and is not brought back from the disk.
+    async fn stop_what_counts_no_more(&mut self) {
+        let terms = self.base.terms();
+        if Arc::ptr_eq(&terms, &self.verified_by) {
+            return;
+        }
+        let releases: Vec<Release> = self.running.values().map(|running| running.release.clone()).collect();
+        tracing::info!(releases = releases.len(), "what counts here has changed, verifying what runs");
+        let mut stopped = Vec::new();
+        for release in releases {
+            if let Err(error) = fetch_head(&release, self.origin.as_ref(), &self.base.state, &terms).await {
+                let error = ReadyError::from(error);
+                tracing::error!(release = %release.id, cause = error.cause(), reason = chain(&error), "stopped: it counts no more");
+                stopped.push((release, error));
+            }
+        }
+        self.verified_by = terms;
+        let good_before = self.good.len();
+        for (release, error) in &stopped {
+            let generation = self.report.borrow().generation;
+            self.good.remove(&release.id.app);
+            self.refuse(release, Aim::Planned(generation), error);
+        }
+        // What is good on the disk but does not run is verified before it runs; what is revoked is forgotten at once.
+        let revoked = self.verified_by.revoked.digests.clone();
+        self.good.retain(|_, release| !revoked.contains(&release.manifest));
+        self.take_away(&stopped.into_iter().map(|(release, _)| release.id.app).collect());
+        if self.good.len() != good_before {
+            self.keep_good().await;
+        }
+    }
+
+    /// Takes apps out of the table; what they are still answering may end.
+    fn take_away(&mut self, apps: &BTreeSet<AppName>) {
+        let left: Vec<Running> = apps.iter().filter_map(|app| self.running.remove(app)).collect();
+        if !left.is_empty() {
+            let apps = self.running.values().map(|running| Arc::clone(&running.app)).collect();
+            match Table::new(apps, &self.domain) {
+                Ok(table) => self.parts.table.store(Arc::new(table)),
+                // Fewer apps than before can't claim a host twice.
+                Err(error) => tracing::error!(error = chain(&error), "table without the apps that left"),
+            }
+        }
+        for old in left {
+            tracing::info!(app = %old.release.id.app, release = %old.release.id, "app left");
+            self.tell(&old.release.id.app);
+            self.drain(old);
         }
     }
 
@@ -185,7 +261,13 @@ impl Activation {
             })
         };
         let due = plan.releases.iter().filter(|release| !self.serves(release) && !is_hopeless(release));
-        self.bring_up(due.cloned().collect(), Aim::Planned(plan.generation)).await;
+        let is_listed = |release: &Release| self.ledger.as_ref().is_none_or(|ledger| ledger.lists(release));
+        let (due, unlisted): (Vec<Release>, Vec<Release>) = due.cloned().partition(is_listed);
+        for release in unlisted {
+            let error = ReadyError::Unlisted { release: release.id.clone(), manifest: release.manifest };
+            self.refuse(&release, Aim::Planned(plan.generation), &error);
+        }
+        self.bring_up(due, Aim::Planned(plan.generation)).await;
         // An app whose last good release could not be had from the disk at the start gets it now.
         let silent = self.good.iter().filter(|(app, _)| !self.running.contains_key(*app));
         self.bring_up(silent.map(|(_, release)| release.clone()).collect(), Aim::Good).await;
@@ -275,6 +357,9 @@ impl Activation {
         self.parts.metrics.release_refused(cause);
         let Aim::Planned(generation) = aim else {
             tracing::error!(%app, release = %release.id, cause, reason, "last good release does not come up");
+            if cause == "revoked" {
+                self.good.remove(app);
+            }
             return;
         };
         // Told once for each plan: a retry that ends the same way is no news.
@@ -306,28 +391,16 @@ impl Activation {
 
     /// Takes away the apps that are no longer planned.
     async fn leave(&mut self, planned: &BTreeSet<AppName>) {
-        let gone: Vec<AppName> = self.running.keys().filter(|app| !planned.contains(*app)).cloned().collect();
+        let gone: BTreeSet<AppName> = self.running.keys().filter(|app| !planned.contains(*app)).cloned().collect();
         self.refused.retain(|app, _| planned.contains(app));
         let good_before = self.good.len();
         self.good.retain(|app, _| planned.contains(app));
+        self.take_away(&gone);
         self.report.send_if_modified(|report| {
             let before = report.apps.len();
             report.apps.retain(|app, _| planned.contains(app));
             report.apps.len() != before
         });
-        let left: Vec<Running> = gone.iter().filter_map(|app| self.running.remove(app)).collect();
-        if !left.is_empty() {
-            let apps = self.running.values().map(|running| Arc::clone(&running.app)).collect();
-            match Table::new(apps, &self.domain) {
-                Ok(table) => self.parts.table.store(Arc::new(table)),
-                // Fewer apps than before can't claim a host twice.
-                Err(error) => tracing::error!(error = chain(&error), "table without the apps that left"),
-            }
-        }
-        for old in left {
-            tracing::info!(app = %old.release.id.app, release = %old.release.id, "app left");
-            self.drain(old);
-        }
         if self.good.len() != good_before {
             self.keep_good().await;
         }
@@ -398,7 +471,7 @@ async fn make(
     compiling: Arc<Semaphore>,
     release: &Release,
 ) -> Result<ActiveApp, ReadyError> {
-    let fetched = fetch(release, origin.as_ref(), &base.state, &base.policy).await?;
+    let fetched = fetch(release, origin.as_ref(), &base.state, &base.terms()).await?;
     let variables = release.variables.clone();
     let settings = Settings { release: Some(release.id.clone()), variables, ..Settings::default() };
     let permit = compiling.acquire_owned().await.expect("nobody closes the semaphore");

@@ -15,7 +15,7 @@ use selvage_config::{AppName, Digest};
 
 use super::origin::{Origin, OriginError};
 use super::state::{State, StateError};
-use super::verify::{Policy, VerifyError, trust};
+use super::verify::{Policy, Terms, Trusted, VerifyError, trust};
 
 /// Blobs of one release under way at once.
 const BLOBS_AT_ONCE: usize = 4;
@@ -137,26 +137,10 @@ pub async fn fetch(
     release: &Release,
     origin: Option<&Origin>,
     state: &State,
-    policy: &Policy,
+    terms: &Terms,
 ) -> Result<Fetched, FetchError> {
-    let (app, digest) = (release.id.app.clone(), release.manifest);
+    let (head, trusted) = fetch_head(release, origin, state, terms).await?;
     let registry = origin.map(|origin| Registry { origin, repository: &release.repository });
-    let mut head = Head { expected: digest, manifest: Bytes::new(), candidates: Vec::new() };
-    head.manifest = match on_disk(state, digest).await? {
-        Some(bytes) => bytes,
-        None => registry.as_ref().ok_or(FetchError::Offline(digest))?.manifest(digest).await?,
-    };
-    head.candidates = disk(state, move |state| candidates_on_disk(state, digest)).await?;
-    let trusted = match (trust(&head, policy), &registry) {
-        (Err(VerifyError::Unsigned | VerifyError::Untrusted { .. }), Some(registry)) => {
-            // Nothing on disk says so; the registry may know a signature that came later.
-            head.candidates = registry.candidates(digest, policy).await?;
-            trust(&head, policy)?
-        }
-        (trusted, _) => trusted?,
-    };
-    keep_head(state, &head).await?;
-
     let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
     wanted.extend(trusted.needed().map(|descriptor| (descriptor.digest, descriptor.size)));
     let bring = |(digest, size)| {
@@ -172,7 +156,37 @@ pub async fn fetch(
         }
     };
     let blobs = futures_util::stream::iter(wanted).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect().await?;
-    Ok(Fetched { app, head, blobs })
+    Ok(Fetched { app: release.id.app.clone(), head, blobs })
+}
+
+/// Brings a release's manifest and its signatures here, and whether they suffice: all that decides whether it may run.
+///
+/// # Errors
+/// [`FetchError`].
+pub(crate) async fn fetch_head(
+    release: &Release,
+    origin: Option<&Origin>,
+    state: &State,
+    terms: &Terms,
+) -> Result<(Head, Trusted), FetchError> {
+    let digest = release.manifest;
+    let registry = origin.map(|origin| Registry { origin, repository: &release.repository });
+    let mut head = Head { expected: digest, manifest: Bytes::new(), candidates: Vec::new() };
+    head.manifest = match on_disk(state, digest).await? {
+        Some(bytes) => bytes,
+        None => registry.as_ref().ok_or(FetchError::Offline(digest))?.manifest(digest).await?,
+    };
+    head.candidates = disk(state, move |state| candidates_on_disk(state, digest)).await?;
+    let trusted = match (trust(&head, terms), &registry) {
+        (Err(VerifyError::Unsigned | VerifyError::Untrusted { .. }), Some(registry)) => {
+            // Nothing on disk says so; the registry may know a signature that came later.
+            head.candidates = registry.candidates(digest, &terms.policy).await?;
+            trust(&head, terms)?
+        }
+        (trusted, _) => trusted?,
+    };
+    keep_head(state, &head).await?;
+    Ok((head, trusted))
 }
 
 /// Keeps what proves that a release may run, so that the next start needs nobody for it.

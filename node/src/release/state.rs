@@ -6,6 +6,8 @@
 //!
 //! ```text
 //! plan.json               the last plan
+//! ledger.json             the highest version of plans that was ever taken, and what was ever revoked
+//! roots/<version>.json    the roots that followed the configured one
 //! serving.json            the last good release of each app
 //! blobs/sha256/<hex>      manifests, app documents, components, files, signatures
 //! signatures/<hex>.json   which blobs may be signatures of the manifest <hex>
@@ -23,9 +25,12 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use selvage_config::oci::{self, Descriptor, Manifest};
 use selvage_config::plan::{PLAN_BYTES_MAX, Plan};
 use selvage_config::release::Release;
+use selvage_config::signature::Envelope;
 use selvage_config::{AppName, Digest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::ledger::Kept;
 
 /// Largest document besides blobs, bytes.
 const DOCUMENT_BYTES_MAX: u64 = 2 * PLAN_BYTES_MAX as u64;
@@ -61,7 +66,8 @@ impl State {
     /// [`StateError`].
     pub fn open(dir: &Path) -> Result<Self, StateError> {
         let state = Self { dir: dir.to_owned() };
-        for dir in [dir.to_owned(), state.blobs(), state.dir.join("signatures"), state.dir.join("files")] {
+        make_dir(dir)?;
+        for dir in [state.blobs(), state.dir.join("signatures"), state.dir.join("files"), state.dir.join("roots")] {
             make_dir(&dir)?;
         }
         Ok(state)
@@ -118,6 +124,38 @@ impl State {
     /// The disk's.
     pub fn keep_plan(&self, plan: &Plan) -> Result<(), StateError> {
         keep_document(&self.dir.join("plan.json"), plan)
+    }
+
+    /// What was taken and revoked.
+    ///
+    /// # Errors
+    /// The disk's, or a file that is no ledger.
+    pub fn ledger(&self) -> Result<Option<Kept>, StateError> {
+        document(&self.dir.join("ledger.json"))
+    }
+
+    /// Keeps what was taken and revoked.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn keep_ledger(&self, kept: &Kept) -> Result<(), StateError> {
+        keep_document(&self.dir.join("ledger.json"), kept)
+    }
+
+    /// A root that followed the configured one.
+    ///
+    /// # Errors
+    /// The disk's, or a file that is no envelope.
+    pub fn root(&self, version: u64) -> Result<Option<Envelope>, StateError> {
+        document(&self.dir.join("roots").join(format!("{version}.json")))
+    }
+
+    /// Keeps a root.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn keep_root(&self, version: u64, envelope: &Envelope) -> Result<(), StateError> {
+        keep_document(&self.dir.join("roots").join(format!("{version}.json")), envelope)
     }
 
     /// The last good release of each app.
@@ -285,7 +323,13 @@ mod tests {
             created_ms: 1,
             created_by: "ops".into(),
         };
-        Plan { node: "fra-1".parse().unwrap(), generation: 3, releases: vec![release], peers: Vec::new() }
+        Plan {
+            node: "fra-1".parse().unwrap(),
+            generation: 3,
+            releases: vec![release],
+            peers: Vec::new(),
+            snapshot: None,
+        }
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! document holds routes, grants and token rules. So nothing of a release is outside the signature but the values of
 //! its variables. [`verify`] is the only way to a [`Verified`], and `compile` takes nothing else.
 
-mod key;
 mod signature;
 
 #[cfg(test)]
@@ -16,9 +15,10 @@ use std::fmt;
 use bytes::Bytes;
 use selvage_config::app::{App, AppError, Component};
 use selvage_config::oci::{self, Descriptor, Manifest};
+use selvage_config::snapshot::Revoked;
 use selvage_config::{AppName, ComponentName, Digest};
 
-pub use key::{KeyError, PublicKey};
+pub use selvage_config::key::{KeyError, PublicKey};
 pub use signature::SignatureError;
 
 use super::fetch::{Fetched, Head};
@@ -40,6 +40,21 @@ pub enum Policy {
     },
     /// `selvage up`: files that the operator names on the command line. No configuration can produce it.
     LocalFiles,
+}
+
+/// What counts here now: the policy, and what was taken back from it.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Whose word counts.
+    pub policy: Policy,
+    /// What does not run and whose word does not count, whatever the policy says.
+    pub revoked: Revoked,
+}
+
+impl From<Policy> for Terms {
+    fn from(policy: Policy) -> Self {
+        Self { policy, revoked: Revoked::default() }
+    }
 }
 
 /// A release whose signature the policy accepted and whose every byte matched.
@@ -75,6 +90,9 @@ pub enum VerifyError {
         #[source]
         why: Rejections,
     },
+    /// It was taken back, or something in it was.
+    #[error("{0} is revoked")]
+    Revoked(Digest),
     /// Other bytes than named.
     #[error("digest is {actual}, not {expected}")]
     Digest {
@@ -135,6 +153,7 @@ impl VerifyError {
     pub fn cause(&self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",
+            Self::Revoked(_) => "revoked",
             Self::Untrusted { .. } => "untrusted",
             Self::Digest { .. } | Self::Size { .. } => "digest",
             Self::Missing(_) => "fetch",
@@ -152,9 +171,9 @@ impl VerifyError {
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn verify(fetched: Fetched, policy: &Policy) -> Result<Verified, VerifyError> {
+pub fn verify(fetched: Fetched, terms: &Terms) -> Result<Verified, VerifyError> {
     let Fetched { app: name, head, blobs } = fetched;
-    let trusted = trust(&head, policy)?;
+    let trusted = trust(&head, terms)?;
     let app = trusted.app(&name, &blobs)?;
     if app.name != name {
         return Err(VerifyError::Name { expected: name, actual: app.name });
@@ -175,27 +194,36 @@ pub fn verify(fetched: Fetched, policy: &Policy) -> Result<Verified, VerifyError
 
 /// Takes a manifest only if a trusted key signed it. Cheap, and before anything large is fetched; [`verify`] does it
 /// again, so that it rests on nothing that a fetch remembered.
-pub(crate) fn trust(head: &Head, policy: &Policy) -> Result<Trusted, VerifyError> {
+pub(crate) fn trust(head: &Head, terms: &Terms) -> Result<Trusted, VerifyError> {
     let actual = Digest::of(&head.manifest);
     if actual != head.expected {
         return Err(VerifyError::Digest { expected: head.expected, actual });
     }
-    match policy {
-        Policy::LocalFiles => {}
-        Policy::Keys { keys, legacy } => signed(head, keys, *legacy)?,
+    if terms.revoked.digests.contains(&actual) {
+        return Err(VerifyError::Revoked(actual));
     }
-    Trusted::new(&head.manifest)
+    match &terms.policy {
+        Policy::LocalFiles => {}
+        Policy::Keys { keys, legacy } => signed(head, keys, *legacy, &terms.revoked)?,
+    }
+    let trusted = Trusted::new(&head.manifest)?;
+    let named = || std::iter::once(&trusted.0.config).chain(&trusted.0.layers).map(|descriptor| descriptor.digest);
+    match named().find(|digest| terms.revoked.digests.contains(digest)) {
+        Some(revoked) => Err(VerifyError::Revoked(revoked)),
+        None => Ok(trusted),
+    }
 }
 
-/// Whether one of the candidates is a signature over the manifest by one of the keys.
-fn signed(head: &Head, keys: &[PublicKey], legacy: bool) -> Result<(), VerifyError> {
-    let has_bundle = head.candidates.iter().any(|c| !c.is_legacy());
+/// Whether one of the keys signed the manifest.
+fn signed(head: &Head, keys: &[PublicKey], legacy: bool, revoked: &Revoked) -> Result<(), VerifyError> {
+    let keys: Vec<PublicKey> = keys.iter().filter(|key| !revoked.keys.contains(&key.id())).cloned().collect();
+    let has_bundle = head.candidates.iter().any(|candidate| !candidate.is_legacy());
     let mut rejections = Vec::new();
     for candidate in head.candidates.iter().take(selvage_config::signature::SIGNATURES_MAX) {
         // Whoever hides the bundles must not gain by it: the old form counts only where the operator allows it.
         let allowed = !candidate.is_legacy() || (legacy && !has_bundle);
         let checked =
-            if allowed { signature::check(candidate, head.expected, keys) } else { Err(SignatureError::Legacy) };
+            if allowed { signature::check(candidate, head.expected, &keys) } else { Err(SignatureError::Legacy) };
         match checked {
             Ok(()) => return Ok(()),
             Err(why) => rejections.push((candidate.layer.digest, why)),

@@ -31,6 +31,7 @@ fn status() -> Status {
         front: None,
         admin: None,
         apps: Vec::new(),
+        plan: None,
     }
 }
 

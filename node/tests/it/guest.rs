@@ -61,7 +61,7 @@ fn compiled_for(engines: &Engines, cache: &CompileCache, bytes: Bytes) -> Result
     let name = "guest".parse().unwrap();
     let app = App::of_component("test".parse().unwrap(), "guest".parse().unwrap(), digest);
     let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, bytes)]));
-    let verified = verify(fetched, &Policy::LocalFiles).unwrap();
+    let verified = verify(fetched, &Policy::LocalFiles.into()).unwrap();
     compile(engines, cache, &verified.component(&name).unwrap())
 }
 

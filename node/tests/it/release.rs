@@ -1,6 +1,8 @@
 //! A release from the registry to serving: what is refused, what stays, and what needs no control plane.
 
 mod control_plane;
+mod freshness;
+mod signed;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,10 +14,10 @@ use selvage_config::Digest;
 use selvage_config::app::App;
 use selvage_config::bundle::Bundle;
 use selvage_config::node::NodeConfig;
-use selvage_config::plan::{AppStatus, Plan, Status};
-use selvage_config::release::Release;
+use selvage_config::plan::{AppStatus, Status};
 use selvage_node::release::fetch::Fetched;
 use selvage_node::{Node, UpOptions};
+use signed::Signed;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -24,6 +26,7 @@ struct Fleet {
     dir: tempfile::TempDir,
     authority: Authority,
     signer: Signer,
+    signed: Signed,
     control_plane: ControlPlane,
 }
 
@@ -32,8 +35,10 @@ impl Fleet {
         let (dir, authority, signer) =
             (tempfile::tempdir().unwrap(), Authority::create("test").unwrap(), Signer::new());
         write_identity(&authority, dir.path(), &signer);
+        let signed = Signed::new();
+        signed.write_root(dir.path());
         let control_plane = ControlPlane::start(&authority).await;
-        Self { dir, authority, signer, control_plane }
+        Self { dir, authority, signer, signed, control_plane }
     }
 
     async fn node(&self) -> Node {
@@ -53,17 +58,7 @@ impl Fleet {
     }
 
     fn plan(&self, generation: u64, releases: &[(&str, Digest)]) {
-        let release = |(id, manifest): &(&str, Digest)| Release {
-            id: id.parse().unwrap(),
-            repository: "acme/app".parse().unwrap(),
-            manifest: *manifest,
-            variables: [].into(),
-            created_ms: 1,
-            created_by: "ops".into(),
-        };
-        let releases = releases.iter().map(release).collect();
-        let plan = Plan { node: "fra-1".parse().unwrap(), generation, releases, peers: Vec::new() };
-        self.control_plane.plan(plan);
+        self.control_plane.plan(self.signed.plan(&self.signed.snapshot(generation, releases)));
     }
 
     async fn settled(&self, generation: u64) -> Status {
@@ -80,7 +75,7 @@ state_dir = "state"
 listen = {{ http = "127.0.0.1:0", admin = "127.0.0.1:0" }}
 identity = {{ certificate = "node.pem", key = "node.key", roots = "ca.pem" }}
 control_plane = {{ address = "{control_plane}" }}
-trust = {{ keys = ["cosign.pub"] }}
+trust = {{ keys = ["cosign.pub"], root = "root-1.json" }}
 drain_ms = 1000
 "#
     );

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use selvage_config::app::Component;
 use selvage_config::app::variables::{TemplateError, Values};
 use selvage_config::release::ReleaseId;
-use selvage_config::{ComponentName, Limits};
+use selvage_config::{ComponentName, Digest, Limits};
 use selvage_sync::Kv;
+use tokio::sync::watch;
 
 use crate::engine::Engines;
 use crate::host::outbound::Egress;
@@ -18,7 +19,7 @@ use crate::pool::{ActivateError, Grants, Pool};
 use crate::release::compile::{CompileCache, CompileError, compile};
 use crate::release::fetch::{FetchError, Fetched};
 use crate::release::state::{State, StateError};
-use crate::release::verify::{Policy, Verified, VerifyError, verify};
+use crate::release::verify::{Terms, Verified, VerifyError, verify};
 use crate::route::{ActiveApp, RouteError, TableError};
 
 /// What a node brings to every app.
@@ -27,8 +28,8 @@ pub struct Base {
     pub engines: Engines,
     /// Compiled code.
     pub cache: CompileCache,
-    /// Whose word counts.
-    pub policy: Policy,
+    /// What counts here. Whoever changes it wakes the [`Activation`](super::Activation).
+    pub terms: watch::Sender<Arc<Terms>>,
     /// The most that any component may use.
     pub limits_cap: Limits,
     /// The stores.
@@ -41,6 +42,13 @@ pub struct Base {
     pub state: State,
     /// What is counted.
     pub metrics: Metrics,
+}
+
+impl Base {
+    /// What counts here now.
+    pub fn terms(&self) -> Arc<Terms> {
+        Arc::clone(&self.terms.borrow())
+    }
 }
 
 /// What is said of an app besides what is signed.
@@ -60,6 +68,14 @@ pub enum ReadyError {
     /// Its bytes did not come.
     #[error("fetch")]
     Fetch(#[from] FetchError),
+    /// The signed list of what plans may name does not have it.
+    #[error("the signed plan does not list {release} with manifest {manifest}")]
+    Unlisted {
+        /// The release.
+        release: ReleaseId,
+        /// Its manifest.
+        manifest: Digest,
+    },
     /// It is not what a trusted key signed.
     #[error("verify")]
     Verify(#[from] VerifyError),
@@ -121,6 +137,7 @@ impl ReadyError {
         match self {
             Self::Fetch(error) => error.cause(),
             Self::Verify(error) => error.cause(),
+            Self::Unlisted { .. } => "unlisted",
             Self::Variables(_) | Self::Outbound { .. } | Self::Routes(_) | Self::Issuer { .. } => "app",
             Self::Compile { .. } => "compile",
             Self::Pool { source: ActivateError::Imports { .. } | ActivateError::Mismatch(_), .. } => "grant",
@@ -131,7 +148,7 @@ impl ReadyError {
     /// Whether the same release may do better later: the cause is around it, not in it. A signature may be added, a
     /// host become free.
     pub fn may_pass(&self) -> bool {
-        !matches!(self.cause(), "app" | "compile" | "grant")
+        !matches!(self.cause(), "app" | "compile" | "grant" | "unlisted" | "revoked")
     }
 }
 
@@ -140,7 +157,7 @@ impl ReadyError {
 /// # Errors
 /// [`ReadyError`].
 pub fn ready(base: &Base, fetched: Fetched, settings: Settings) -> Result<ActiveApp, ReadyError> {
-    let verified = verify(fetched, &base.policy)?;
+    let verified = verify(fetched, &base.terms())?;
     let app = verified.app();
     let values = Values::settle(&app.variables, &settings.variables)?;
     let mut pools = BTreeMap::new();

@@ -24,7 +24,7 @@ fn compile_text(engines: &Engines, cache: &CompileCache, text: &str) -> Result<C
     let digest = Digest::of(&bytes);
     let app = App::of_component("test".parse().unwrap(), "guest".parse().unwrap(), digest);
     let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, bytes)]));
-    let verified = verify(fetched, &Policy::LocalFiles).unwrap();
+    let verified = verify(fetched, &Policy::LocalFiles.into()).unwrap();
     compile(engines, cache, &verified.component(&"guest".parse().unwrap()).unwrap())
 }
 

@@ -104,8 +104,8 @@ fn signed_by(signer: &Signer) -> Fetched {
     fetched
 }
 
-fn policy(signer: &Signer) -> Policy {
-    Policy::Keys { keys: vec![signer.key()], legacy: false }
+fn policy(signer: &Signer) -> Terms {
+    Policy::Keys { keys: vec![signer.key()], legacy: false }.into()
 }
 
 /// Replaces the manifest by a changed one that is signed anew.
@@ -151,7 +151,7 @@ fn one_good_signature_among_bad_ones_is_enough() {
 fn a_second_trusted_key_counts_as_well() {
     let (signer, other) = (Signer::new(), Signer::new());
     let keys = vec![other.key(), signer.key()];
-    assert!(verify(signed_by(&signer), &Policy::Keys { keys, legacy: false }).is_ok());
+    assert!(verify(signed_by(&signer), &Policy::Keys { keys, legacy: false }.into()).is_ok());
 }
 
 #[test]
@@ -167,12 +167,12 @@ fn an_ed25519_key_counts() {
     let envelope = Envelope { payload, payload_type: PAYLOAD_TYPE.into(), signatures };
     fetched.head.candidates.push(candidate(&Bundle::of_key(&spki, envelope)));
     let keys = vec![PublicKey::from_pem(pem(&spki).as_bytes()).unwrap()];
-    assert!(verify(fetched, &Policy::Keys { keys, legacy: false }).is_ok());
+    assert!(verify(fetched, &Policy::Keys { keys, legacy: false }.into()).is_ok());
 }
 
 #[test]
 fn the_files_of_the_operator_need_no_signature() {
-    assert!(verify(release(), &Policy::LocalFiles).is_ok());
+    assert!(verify(release(), &Policy::LocalFiles.into()).is_ok());
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn an_unsigned_release_is_refused() {
 
 #[test]
 fn without_a_trusted_key_nothing_is_taken() {
-    let none = Policy::Keys { keys: Vec::new(), legacy: true };
+    let none: Terms = Policy::Keys { keys: Vec::new(), legacy: true }.into();
     assert_eq!(verify(signed_by(&Signer::new()), &none).unwrap_err().cause(), "untrusted");
     assert_eq!(verify(release(), &none).unwrap_err().cause(), "unsigned");
 }
@@ -366,7 +366,7 @@ fn not_more_than_the_most_signatures_are_looked_at() {
 #[test]
 fn the_old_form_counts_only_where_it_is_allowed_and_nothing_newer_is_there() {
     let signer = Signer::new();
-    let allowing = Policy::Keys { keys: vec![signer.key()], legacy: true };
+    let allowing: Terms = Policy::Keys { keys: vec![signer.key()], legacy: true }.into();
     let of = |kind| {
         let mut fetched = release();
         fetched.head.candidates.push(signer.legacy(fetched.head.expected, kind));
@@ -436,7 +436,7 @@ fn a_signed_manifest_of_another_kind_is_refused() {
     let document = Index { schema_version: 2, media_type: Some(oci::INDEX.into()), manifests: Vec::new() };
     index.head.manifest = serde_json::to_vec(&document).unwrap().into();
     index.head.expected = Digest::of(&index.head.manifest);
-    assert!(matches!(verify(index, &Policy::LocalFiles), Err(VerifyError::Manifest(_))));
+    assert!(matches!(verify(index, &Policy::LocalFiles.into()), Err(VerifyError::Manifest(_))));
 }
 
 #[test]
@@ -459,7 +459,7 @@ fn what_the_app_names_must_be_a_layer_of_its_kind() {
 fn code_that_is_no_wasm_is_refused() {
     let app = App::of_component("hello".parse().unwrap(), "web".parse().unwrap(), Digest::of(b"#!/bin/sh"));
     let files = [(Digest::of(b"#!/bin/sh"), Bytes::from_static(b"#!/bin/sh"))].into();
-    let error = verify(Fetched::of_files(&app, files), &Policy::LocalFiles).unwrap_err();
+    let error = verify(Fetched::of_files(&app, files), &Policy::LocalFiles.into()).unwrap_err();
     assert!(matches!(error, VerifyError::NotWasm(_)), "{error:?}");
 }
 
@@ -484,7 +484,7 @@ proptest! {
         layer.annotations.insert(oci::COSIGN_SIGNATURE.into(), annotation);
         fetched.head.candidates.push(Candidate { layer, bytes });
         let keys = vec![Signer::new().key()];
-        let policy = Policy::Keys { keys, legacy: true };
+        let policy: Terms = Policy::Keys { keys, legacy: true }.into();
         prop_assert!(verify(fetched, &policy).is_err());
     }
 
@@ -493,7 +493,7 @@ proptest! {
         let mut fetched = release();
         fetched.head.expected = Digest::of(&bytes);
         fetched.head.manifest = bytes.into();
-        prop_assert!(verify(fetched, &Policy::LocalFiles).is_err());
+        prop_assert!(verify(fetched, &Policy::LocalFiles.into()).is_err());
     }
 
     #[test]

@@ -70,6 +70,10 @@ struct Shelf {
     blobs: BTreeMap<Digest, Bytes>,
     referrers: BTreeMap<Digest, Vec<Descriptor>>,
     asked: Vec<String>,
+    /// What is answered to other questions, by path.
+    documents: BTreeMap<String, Bytes>,
+    /// The plan is answered whatever generation the node has.
+    lies: bool,
 }
 
 /// A running control plane.
@@ -163,6 +167,18 @@ impl ControlPlane {
         }
     }
 
+    /// What is answered at a path from now on.
+    pub(crate) fn document(&self, path: &str, document: &impl serde::Serialize) {
+        let bytes = serde_json::to_vec(document).unwrap().into();
+        self.shelf.lock().unwrap().documents.insert(path.to_owned(), bytes);
+    }
+
+    /// Says what shall run, also to a node that knows better.
+    pub(crate) fn lie(&self, plan: Plan) {
+        self.shelf.lock().unwrap().lies = true;
+        self.plan(plan);
+    }
+
     /// Says what shall run.
     pub(crate) fn plan(&self, plan: Plan) {
         self.plans.send_replace(Some(plan));
@@ -218,7 +234,7 @@ async fn answer(request: http::Request<Incoming>, parts: &Parts) -> http::Respon
             let index = |manifests| Index { schema_version: 2, media_type: Some(oci::INDEX.into()), manifests };
             manifests.map(|manifests| serde_json::to_vec(&index(manifests)).unwrap().into())
         }
-        _ => None,
+        _ => parts.shelf.lock().unwrap().documents.get(&path).cloned(),
     };
     let mut response = http::Response::new(Full::new(found.clone().unwrap_or_default()));
     if found.is_none() {
@@ -229,7 +245,8 @@ async fn answer(request: http::Request<Incoming>, parts: &Parts) -> http::Respon
 
 async fn newer_plan(parts: &Parts, after: u64) -> http::Response<Full<Bytes>> {
     let mut plans = parts.plans.subscribe();
-    let newer = plans.wait_for(|plan| plan.as_ref().is_some_and(|plan| plan.generation > after));
+    let lies = || parts.shelf.lock().unwrap().lies;
+    let newer = plans.wait_for(|plan| plan.as_ref().is_some_and(|plan| plan.generation > after || lies()));
     let plan = newer.await.unwrap().clone().unwrap();
     http::Response::new(Full::new(serde_json::to_vec(&plan).unwrap().into()))
 }

@@ -72,7 +72,7 @@ async fn guests_of_many_memories_leave_places_for_others() {
         let digest = Digest::of(&guest.code);
         let app = App::of_component("test".parse().unwrap(), "guest".parse().unwrap(), digest);
         let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, guest.code)]));
-        let verified = verify(fetched, &Policy::LocalFiles).unwrap();
+        let verified = verify(fetched, &Policy::LocalFiles.into()).unwrap();
         let cache = CompileCache::open(&guest._state.path().join("cache")).unwrap();
         let compiled = compile(&engines, &cache, &verified.component(&"guest".parse().unwrap()).unwrap()).unwrap();
         Active { pool: Pool::new(&engines, &compiled, guest.grants).unwrap(), _state: guest._state }

@@ -1,0 +1,78 @@
+//! Plans as a control plane signs them, under a root of this test.
+
+use std::path::Path;
+
+use selvage_config::plan::Plan;
+use selvage_config::release::Release;
+use selvage_config::root::Root;
+use selvage_config::signature::Envelope;
+use selvage_config::snapshot::{Revoked, Snapshot};
+use selvage_config::{Digest, PrivateKey};
+use selvage_node::release::plan::now_ms;
+
+/// A fleet's keys and its root.
+pub(super) struct Signed {
+    offline: [PrivateKey; 2],
+    pub(super) key: PrivateKey,
+    pub(super) root: Root,
+}
+
+impl Signed {
+    pub(super) fn new() -> Self {
+        let make = || PrivateKey::generate().unwrap();
+        let (offline, key) = ([make(), make()], make());
+        let root = Root {
+            namespace: "test".into(),
+            version: 1,
+            issued_ms: 0,
+            expires_ms: u64::MAX,
+            threshold: 2,
+            keys: offline.iter().map(PrivateKey::public).collect(),
+            plan_keys: vec![key.public()],
+        };
+        Self { offline, key, root }
+    }
+
+    pub(super) fn write_root(&self, dir: &Path) {
+        std::fs::write(dir.join("root-1.json"), serde_json::to_vec(&self.sign_root(&self.root)).unwrap()).unwrap();
+    }
+
+    pub(super) fn sign_root(&self, root: &Root) -> Envelope {
+        let mut envelope = root.envelope().unwrap();
+        self.offline.iter().for_each(|key| envelope.sign(key).unwrap());
+        envelope
+    }
+
+    /// A snapshot that holds for an hour.
+    pub(super) fn snapshot(&self, version: u64, releases: &[(&str, Digest)]) -> Snapshot {
+        let resources = releases.iter().map(|(id, manifest)| (id.parse().unwrap(), *manifest)).collect();
+        let (now, revoked) = (now_ms(), Revoked::default());
+        let namespace = self.root.namespace.clone();
+        Snapshot { namespace, version, issued_ms: now, expires_ms: now + 3_600_000, resources, revoked }
+    }
+
+    pub(super) fn envelope(&self, snapshot: &Snapshot) -> Envelope {
+        let mut envelope = snapshot.envelope();
+        envelope.sign(&self.key).unwrap();
+        envelope
+    }
+
+    /// The plan for all that a snapshot lists.
+    pub(super) fn plan(&self, snapshot: &Snapshot) -> Plan {
+        let release = |(id, manifest): (&selvage_config::release::ReleaseId, &Digest)| Release {
+            id: id.clone(),
+            repository: "acme/app".parse().unwrap(),
+            manifest: *manifest,
+            variables: [].into(),
+            created_ms: 1,
+            created_by: "ops".into(),
+        };
+        Plan {
+            node: "fra-1".parse().unwrap(),
+            generation: snapshot.version,
+            releases: snapshot.resources.iter().map(release).collect(),
+            peers: Vec::new(),
+            snapshot: Some(self.envelope(snapshot)),
+        }
+    }
+}
