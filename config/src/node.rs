@@ -1,5 +1,7 @@
 //! The configuration of a node: a TOML file that its operator writes.
 
+mod kv;
+
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,8 @@ use serde::Deserialize;
 use crate::invalid::{Invalid, Problems};
 use crate::limits::Limits;
 use crate::{NodeName, Region, app};
+
+pub use kv::{Kv, KvEngine, KvStore};
 
 /// A node's configuration. Relative paths are relative to the file's directory.
 #[derive(Debug, Clone, Deserialize)]
@@ -44,6 +48,9 @@ pub struct NodeConfig {
     /// What guests may reach besides what their app allows.
     #[serde(default)]
     pub egress: Egress,
+    /// Where KV is kept, and how much.
+    #[serde(default)]
+    pub kv: Kv,
     /// Requests under way at once on this node; more are answered 503. Default 10,000.
     #[serde(default = "requests_max")]
     pub requests_max: u32,
@@ -220,6 +227,7 @@ impl NodeConfig {
         if !app::is_host(&config.domain) {
             problems.add(None, "domain", format!("{:?} is no lower-case host name", config.domain), None);
         }
+        config.kv.problems(&mut problems);
         problems.settle(file, text, Some(config))
     }
 
@@ -289,6 +297,28 @@ trust = { keys = ["cosign.pub"], root = "root-1.json" }
         for bad in ["0", "-1", "4294967296", "\"7\""] {
             let places = parse(&with(bad)).unwrap_err().places();
             assert_eq!(places[0].line, Some(3), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_kv_is_kept_as_its_table_says() {
+        let kv = |table: &str| parse(&format!("{GOOD}{table}")).map(|config| config.kv);
+        assert_eq!(kv("").unwrap(), Kv::default());
+        let table = "[kv]\nengine = \"redb\"\nstore_mib_max = 2\n[kv.stores.\"app/big\"]\nmib_max = 3\n";
+        let redb = kv(table).unwrap();
+        assert_eq!(redb.engine, KvEngine::Redb);
+        assert_eq!(redb.store_bytes_max(&"app/big".parse().unwrap()), 3 << 20);
+        assert_eq!(redb.store_bytes_max(&"app/other".parse().unwrap()), 2 << 20);
+        for (bad, field) in [
+            ("[kv]\nengine = \"rocks\"\n", "kv.engine"),
+            ("[kv]\ncache_mib = 0\n", "kv.cache_mib"),
+            ("[kv]\ntotal_mib_max = 0\nstore_mib_max = 0\n", "kv.total_mib_max"),
+            ("[kv]\ntotal_mib_max = 5\n", "kv.store_mib_max"),
+            ("[kv]\nsurprise = 5\n", "surprise"),
+            ("[kv.stores.\"no-label\"]\nmib_max = 5\n", "no-label"),
+        ] {
+            let places = kv(bad).unwrap_err().places();
+            assert!(places[0].field.contains(field) || places[0].line.is_some(), "{bad}: {places:?}");
         }
     }
 

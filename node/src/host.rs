@@ -125,6 +125,7 @@ pub(crate) mod tests {
             directory: dir.path().join("kv"),
             listen: None,
             tls: None,
+            kept: Default::default(),
         };
         let grants = Grants {
             app: "test".parse().unwrap(),

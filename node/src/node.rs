@@ -20,7 +20,7 @@ use rustls::pki_types::pem::PemObject as _;
 use selvage_certs::{FrontSecret, FrontTls, PemFiles, Reload, Reloaded, Role, TlsVersions, peer_role};
 use selvage_config::bundle::Bundle;
 use selvage_config::node::{
-    CertificateFiles, Egress as EgressConfig, NodeConfig, TlsProvider, TlsSettings, TlsVersionMin, Trust,
+    CertificateFiles, Egress as EgressConfig, Kv as KeptBy, NodeConfig, TlsProvider, TlsSettings, TlsVersionMin, Trust,
 };
 use selvage_config::plan::{Plan, Status};
 use selvage_config::root::ROOT_BYTES_MAX;
@@ -242,6 +242,7 @@ impl Node {
             directory: dir.join("kv"),
             listen: None,
             tls: None,
+            kept: KeptBy::default(),
         };
         let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
         for (label, key, value) in options.values {
@@ -468,6 +469,7 @@ async fn open_kv(config: &NodeConfig, fleet: Option<&Fleet>) -> Result<Kv, Start
         directory: config.state_dir.join("kv"),
         listen: config.listen.replication,
         tls,
+        kept: config.kv.clone(),
     };
     // Only nodes replicate: an operator's or the control plane's certificate is nobody's here.
     let identify = |certificate: &CertificateDer<'_>| match peer_role(certificate) {

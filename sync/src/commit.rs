@@ -49,6 +49,8 @@ struct Committer {
     next_ticket: u64,
     /// Set for good when the engine failed: what it then holds is unknown, so nothing is written any more.
     failed: Option<EngineError>,
+    /// Set while what was applied can't be flushed for want of room.
+    full: Option<EngineError>,
     health: SharedHealth,
 }
 
@@ -61,6 +63,7 @@ pub(crate) fn run(replica: Replica, engine: Arc<dyn Engine>, mut inputs: mpsc::R
         writers: HashMap::new(),
         next_ticket: 0,
         failed: None,
+        full: None,
         health,
     };
     let mut open = true;
@@ -123,7 +126,7 @@ impl Committer {
             && self.failed.is_none()
             && let Err(error) = self.engine.flush()
         {
-            self.fail(error);
+            self.unflushed(error);
         }
         for action in later {
             self.carry_out(action);
@@ -139,6 +142,17 @@ impl Committer {
         if let Some(error) = self.failed.clone() {
             if let Event::Write { ticket, .. } = event {
                 self.answer(ticket, Err(KvError::Engine(error)));
+            }
+            return;
+        }
+        if let Err(error) = self.ready_for(&event) {
+            match event {
+                Event::Write { ticket, .. } => self.answer(ticket, Err(KvError::Full(error))),
+                // What it sent is not merged. On a new link it is asked for again.
+                Event::Received { session, .. } | Event::Connected { session, .. } => {
+                    self.links.remove(&session);
+                }
+                _ => {}
             }
             return;
         }
@@ -176,14 +190,32 @@ impl Committer {
         }
     }
 
+    /// Whether the disk has room for an event. While something waits that found none, no link may begin: a catch-up
+    /// would tell a peer of writes that a crash can still take back.
+    fn ready_for(&mut self, event: &Event) -> Result<(), EngineError> {
+        let grows = matches!(event, Event::Write { .. } | Event::Received { message: Message::Batch { .. }, .. });
+        let begins = self.full.is_some() && matches!(event, Event::Connected { .. });
+        if !grows && !begins {
+            return Ok(());
+        }
+        self.engine.writable()?;
+        if self.full.is_some() {
+            self.engine.flush()?;
+            self.full = None;
+            tracing::info!("the kv takes writes again");
+        }
+        Ok(())
+    }
+
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Commit(_) => {}
             Action::Done { ticket, result } => {
-                let result = match (&self.failed, result) {
-                    (Some(error), _) => Err(KvError::Engine(error.clone())),
-                    (None, Ok(value)) => Ok(value),
-                    (None, Err(error)) => Err(self.refusal(ticket, &error)),
+                let result = match (&self.failed, &self.full, result) {
+                    (Some(error), _, _) => Err(KvError::Engine(error.clone())),
+                    (None, Some(error), Ok(_)) => Err(KvError::Full(error.clone())),
+                    (None, None, Ok(value)) => Ok(value),
+                    (None, _, Err(error)) => Err(self.refusal(ticket, &error)),
                 };
                 self.answer(ticket, result);
             }
@@ -222,6 +254,17 @@ impl Committer {
             // A writer that stopped waiting has its write made all the same.
             let _gone = reply.send(result);
         }
+    }
+
+    /// A flush failed. Where that is for want of room, what it was to write waits in memory: it may still be made, as
+    /// may any write that was answered with an error.
+    fn unflushed(&mut self, error: EngineError) {
+        if !error.is_full() {
+            return self.fail(error);
+        }
+        tracing::error!(error = %error, source = ?error, "the disk is full: the kv only reads until there is room");
+        self.full = Some(error);
+        self.links.clear();
     }
 
     fn fail(&mut self, error: EngineError) {

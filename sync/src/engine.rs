@@ -1,15 +1,29 @@
 //! Storage engines: ordered rows of bytes, changed by atomic batches.
 
+mod blobs;
+mod disk;
+mod envelope;
+mod guard;
+mod mark;
 mod memory;
+mod place;
+mod redb;
 mod sled;
+mod usage;
+mod vault;
 
 use std::error::Error;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 pub use self::memory::Memory;
+pub use self::place::Generation;
+pub use self::redb::Redb;
 pub use self::sled::Sled;
+pub use self::usage::Usage;
+pub use self::vault::{Checked, Settings, Stats, Vault};
 
 /// One row of a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +56,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Returns when all that was applied is on disk.
     fn flush(&self) -> Result<(), EngineError>;
 
+    /// Applies a batch and returns when it and all before is on disk.
+    fn commit(&self, batch: Batch) -> Result<(), EngineError> {
+        self.apply(batch)?;
+        self.flush()
+    }
+
     /// Whether it takes writes: an error that [`EngineError::is_full`] says that the disk is nearly full. Asked before
     /// anything is decided that a failed [`Engine::apply`] could not take back.
     fn writable(&self) -> Result<(), EngineError> {
@@ -51,6 +71,17 @@ pub trait Engine: Send + Sync + 'static {
     /// Bytes that it takes on disk; none if it has no disk.
     fn disk_bytes(&self) -> Result<u64, EngineError> {
         Ok(0)
+    }
+
+    /// What the records of a store take, whose rows begin with `prefix`. None if the engine does not count.
+    fn usage(&self, prefix: &[u8]) -> Option<Usage> {
+        let _ = prefix;
+        None
+    }
+
+    /// How often a row failed its checksum since the start.
+    fn corrupt_reads(&self) -> u64 {
+        0
     }
 }
 
@@ -76,6 +107,11 @@ impl Batch {
         self.changes.is_empty()
     }
 
+    /// How many changes.
+    pub fn len(&self) -> usize {
+        self.changes.len()
+    }
+
     /// The changes in order: a later one of the same key wins.
     pub fn into_changes(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
         self.changes
@@ -95,6 +131,7 @@ pub struct EngineError {
 enum Trouble {
     Failed,
     Corrupt,
+    Panic,
     Full,
 }
 
@@ -114,9 +151,26 @@ impl EngineError {
         Self { trouble: Trouble::Full, ..Self::new(doing, source) }
     }
 
+    /// The file system failed.
+    pub fn io(doing: &'static str, source: std::io::Error) -> Self {
+        match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::full(doing, source),
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::InvalidInput => Self::corrupt(doing, source),
+            _ => Self::new(doing, source),
+        }
+    }
+
+    fn panicked(doing: &'static str, source: guard::Panicked) -> Self {
+        Self { trouble: Trouble::Panic, ..Self::new(doing, source) }
+    }
+
+    fn is_panic(&self) -> bool {
+        self.trouble == Trouble::Panic
+    }
+
     /// Whether what was read is not what was written.
     pub fn is_corrupt(&self) -> bool {
-        self.trouble == Trouble::Corrupt
+        matches!(self.trouble, Trouble::Corrupt | Trouble::Panic)
     }
 
     /// Whether the disk is full.
@@ -126,47 +180,4 @@ impl EngineError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn conforms(engine: &dyn Engine) {
-        let mut batch = Batch::default();
-        for key in ["a1", "a2", "a3", "b1"] {
-            batch.put(key.into(), key.to_uppercase().into());
-        }
-        batch.remove("a2".into());
-        engine.apply(batch).unwrap();
-        engine.flush().unwrap();
-        assert_eq!(engine.get(b"a1").unwrap(), Some(Bytes::from_static(b"A1")));
-        assert_eq!(engine.get(b"a2").unwrap(), None);
-        let keys = |prefix: &str, from: &str, limit| -> Vec<Bytes> {
-            let rows = engine.scan(prefix.as_bytes(), from.as_bytes(), limit).unwrap();
-            rows.into_iter().map(|row| row.key).collect()
-        };
-        assert_eq!(keys("a", "", 10), ["a1", "a3"]);
-        assert_eq!(keys("a", "a2", 10), ["a3"]);
-        assert_eq!(keys("", "", 2), ["a1", "a3"]);
-        assert_eq!(keys("a", "a4", 10), [""; 0]);
-        assert_eq!(keys("", "b", 10), ["b1"]);
-    }
-
-    #[test]
-    fn both_engines_do_the_same() {
-        conforms(&Memory::default());
-        let directory = tempfile::tempdir().unwrap();
-        conforms(&Sled::open(directory.path()).unwrap());
-    }
-
-    #[test]
-    fn sled_keeps_its_rows_when_opened_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut batch = Batch::default();
-        batch.put(b"k".to_vec(), vec![7; 200_000]);
-        let engine = Sled::open(directory.path()).unwrap();
-        engine.apply(batch).unwrap();
-        engine.flush().unwrap();
-        drop(engine);
-        let engine = Sled::open(directory.path()).unwrap();
-        assert_eq!(engine.get(b"k").unwrap().unwrap(), vec![7; 200_000]);
-    }
-}
+mod suite;

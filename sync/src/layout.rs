@@ -33,6 +33,12 @@ pub(crate) fn records(store: &StoreName) -> Vec<u8> {
     [b"d", store.as_str().as_bytes(), &[0]].concat()
 }
 
+/// The prefix of all records of the store whose record this row is; none for other rows.
+pub(crate) fn class_of(row: &[u8]) -> Option<&[u8]> {
+    let end = row.starts_with(b"d").then(|| row.iter().position(|byte| *byte == 0)).flatten()?;
+    row.get(..=end)
+}
+
 pub(crate) fn index(dot: &Dot) -> Vec<u8> {
     let mut row = indices(&dot.origin);
     row.extend_from_slice(&dot.seq.to_be_bytes());

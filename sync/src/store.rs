@@ -7,12 +7,14 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
+use selvage_config::node::Kv as KeptBy;
 use selvage_config::{NodeName, Region, StoreName};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::commit::{self, INPUTS_MAX, Input, SharedHealth};
-use crate::engine::{Engine, EngineError, Sled};
+use crate::engine::{Engine, EngineError, Settings, Stats, Usage, Vault};
 use crate::entry::{KEY_BYTES_MAX, Key, VALUE_BYTES_MAX};
+use crate::layout;
 use crate::link::{Link, LinkError};
 use crate::read::{self, ReadError};
 use crate::record::Record;
@@ -40,6 +42,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// Who it is to its peers; needed if it listens.
     pub tls: Option<Tls>,
+    /// What keeps the rows, and how much.
+    pub kept: KeptBy,
 }
 
 /// Both sides of mutual TLS between peers. The link sets the protocol on clones of them.
@@ -100,6 +104,19 @@ pub enum KvError {
         /// The key.
         key: String,
     },
+    /// The store, or all together, has no room left for this. Deleting makes room.
+    #[error("{what} holds {bytes} bytes of at most {max}")]
+    Quota {
+        /// Which store, or all.
+        what: String,
+        /// What it holds.
+        bytes: u64,
+        /// What it may hold.
+        max: u64,
+    },
+    /// The node's disk is nearly full: it only reads.
+    #[error("the node's disk is nearly full")]
+    Full(#[source] EngineError),
     /// The KV was closed.
     #[error("the kv is closed")]
     Closed,
@@ -145,7 +162,8 @@ pub struct Kv {
 }
 
 struct Shared {
-    engine: Arc<dyn Engine>,
+    vault: Arc<Vault>,
+    kept: KeptBy,
     inputs: mpsc::Sender<Input>,
     room: Arc<Semaphore>,
     health: SharedHealth,
@@ -156,16 +174,18 @@ struct Shared {
 impl Kv {
     /// Opens the rows in the directory and, if it shall listen, the link. It has no peers yet.
     pub async fn open(options: Options, identify: Identify) -> Result<Self, OpenError> {
-        let Options { node, region, directory, listen, tls } = options;
+        let Options { node, region, directory, listen, tls, kept } = options;
         tracing::debug!(%node, %region, directory = %directory.display(), "opening the kv");
         let replica_node = node.clone();
+        let settings = Settings::from(&kept);
         let opened = tokio::task::spawn_blocking(move || {
             let failed = |source| OpenError::Engine { directory: directory.clone(), source };
-            let engine: Arc<dyn Engine> = Arc::new(Sled::open(&directory).map_err(failed)?);
+            let vault = Arc::new(Vault::open(&directory, settings).map_err(failed)?);
+            let engine = Arc::clone(&vault) as Arc<dyn Engine>;
             let replica = Replica::open(Arc::clone(&engine), replica_node, commit::now_ms(), rand::random());
-            Ok::<_, OpenError>((engine, replica.map_err(failed)?))
+            Ok::<_, OpenError>((vault, replica.map_err(failed)?))
         });
-        let (engine, replica) = opened.await.map_err(|error| OpenError::Thread(std::io::Error::other(error)))??;
+        let (vault, replica) = opened.await.map_err(|error| OpenError::Thread(std::io::Error::other(error)))??;
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
         let link = match listen {
             Some(address) => Some(Link::start(node, address, tls, identify, inputs.clone())?),
@@ -173,10 +193,11 @@ impl Kv {
         };
         let health = SharedHealth::default();
         let thread = std::thread::Builder::new().name("selvage-kv".into());
-        let (rows, shown) = (Arc::clone(&engine), Arc::clone(&health));
+        let (rows, shown) = (Arc::clone(&vault) as Arc<dyn Engine>, Arc::clone(&health));
         let committer = thread.spawn(move || commit::run(replica, rows, received, shown)).map_err(OpenError::Thread)?;
         let shared = Shared {
-            engine,
+            vault,
+            kept,
             inputs,
             room: Arc::new(Semaphore::new(WRITES_BYTES_MAX as usize)),
             health,
@@ -218,6 +239,7 @@ impl Kv {
     /// Sets a key. It is durable here when this returns, and on its way to the peers.
     pub async fn set(&self, store: &StoreName, key: &str, value: Bytes) -> Result<(), KvError> {
         check("value", value.len(), VALUE_BYTES_MAX)?;
+        self.has_room(store, value.len())?;
         self.write(store, key, value.len(), Write::Set(value)).await.map(|_| ())
     }
 
@@ -229,6 +251,7 @@ impl Kv {
     /// Adds `delta` to a counter, returns its value as this node knows it. Increments on several nodes at once all
     /// count. A key that does not exist counts from zero, a value of 8 bytes from that little-endian number.
     pub async fn increment(&self, store: &StoreName, key: &str, delta: i64) -> Result<i64, KvError> {
+        self.has_room(store, 0)?;
         let value = self.write(store, key, 0, Write::Increment(delta)).await?;
         Ok(value.expect("the replica tells an increment's value"))
     }
@@ -241,7 +264,7 @@ impl Kv {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<String>, KvError> {
-        let found = read::list(self.shared.engine.as_ref(), store, prefix, after, limit.min(LIST_MAX));
+        let found = read::list(self.shared.vault.as_ref(), store, prefix, after, limit.min(LIST_MAX));
         Ok(found.map_err(KvError::Engine)?.into_iter().map(|found| found.name).collect())
     }
 
@@ -253,7 +276,7 @@ impl Kv {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Listed>, KvError> {
-        let found = read::list(self.shared.engine.as_ref(), store, prefix, after, limit.min(LIST_MAX));
+        let found = read::list(self.shared.vault.as_ref(), store, prefix, after, limit.min(LIST_MAX));
         Ok(found.map_err(KvError::Engine)?.into_iter().map(listed).collect())
     }
 
@@ -295,10 +318,31 @@ impl Kv {
         }
     }
 
+    /// What a store takes here.
+    pub fn usage(&self, store: &StoreName) -> Usage {
+        self.shared.vault.usage(&layout::records(store)).unwrap_or_default()
+    }
+
+    /// How the engine stands.
+    pub fn stats(&self) -> Result<Stats, KvError> {
+        self.shared.vault.stats().map_err(KvError::Engine)
+    }
+
+    /// Quotas bind this node's own writes. What peers send is always taken: nodes must end with the same.
+    fn has_room(&self, store: &StoreName, bytes: usize) -> Result<(), KvError> {
+        let within = |what: &dyn Fn() -> String, used: u64, max: u64| {
+            let fits = used.saturating_add(bytes as u64) <= max;
+            if fits { Ok(()) } else { Err(KvError::Quota { what: what(), bytes: used, max }) }
+        };
+        let used = self.usage(store).bytes;
+        within(&|| format!("store {store}"), used, self.shared.kept.store_bytes_max(store))?;
+        within(&|| "the node's kv".to_owned(), self.shared.vault.record_bytes(), self.shared.kept.total_bytes_max())
+    }
+
     fn record(&self, store: &StoreName, key: &str) -> Result<Record, KvError> {
         check("key", key.len(), KEY_BYTES_MAX)?;
         let key = Key { store: store.clone(), name: key.to_owned() };
-        read::record(self.shared.engine.as_ref(), &key).map_err(|error| match error {
+        read::record(self.shared.vault.as_ref(), &key).map_err(|error| match error {
             ReadError::Corrupt(_) => KvError::Corrupt { key: key.name },
             ReadError::Engine(error) => KvError::Engine(error),
         })

@@ -215,6 +215,8 @@ fn failed(error: &KvError) -> Answer {
         KvError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down"),
         KvError::Corrupt { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "set or delete the key"),
         KvError::NotCounter { .. } => (StatusCode::CONFLICT, "delete the key first"),
+        KvError::Quota { .. } => (StatusCode::INSUFFICIENT_STORAGE, "delete keys, or raise the quota in node.toml"),
+        KvError::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "make room on the node's disk"),
         KvError::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, "see the node's log"),
     };
     if let KvError::Engine(source) = error {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use selvage_config::Limits;
 use selvage_config::bundle::Bundle;
-use selvage_config::node::Egress as EgressConfig;
+use selvage_config::node::{Egress as EgressConfig, Kv as KeptBy, KvEngine};
 use selvage_sync::{Kv, Options as KvOptions};
 
 use super::{StartError, WaysOut, base, local, start_engines};
@@ -28,7 +28,8 @@ pub async fn check(bundle: Bundle, compiled_dir: Option<PathBuf>) -> Result<(), 
     let engines = start_engines(EngineOptions::default());
     let state = State::open(directory.path())?;
     let (node, region) = local();
-    let kv_options = KvOptions { node, region, directory: directory.path().join("kv"), listen: None, tls: None };
+    let kept = KeptBy { engine: KvEngine::Memory, ..KeptBy::default() };
+    let kv_options = KvOptions { node, region, directory: directory.path().join("kv"), listen: None, tls: None, kept };
     let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
     let compiled = compiled_dir.unwrap_or_else(|| directory.path().join(super::COMPILED));
     let ways_out = WaysOut::new(&EgressConfig::default())?;

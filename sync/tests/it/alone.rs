@@ -14,6 +14,7 @@ async fn alone(directory: &TempDir) -> Kv {
         directory: directory.path().to_owned(),
         listen: None,
         tls: None,
+        kept: Default::default(),
     };
     Kv::open(options, identify()).await.unwrap()
 }

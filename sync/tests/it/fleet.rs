@@ -55,6 +55,7 @@ pub(crate) async fn open(node: &str, directory: &Path, tls: Tls) -> Kv {
         directory: directory.to_owned(),
         listen: Some("127.0.0.1:0".parse().unwrap()),
         tls: Some(tls),
+        kept: Default::default(),
     };
     Kv::open(options, identify()).await.unwrap()
 }

@@ -124,6 +124,7 @@ async fn a_node_that_shall_listen_needs_an_identity() {
         directory: directory.path().to_owned(),
         listen: Some("127.0.0.1:0".parse().unwrap()),
         tls: None,
+        kept: Default::default(),
     };
     let opened = Kv::open(options, crate::fleet::identify()).await;
     assert!(matches!(opened, Err(selvage_sync::OpenError::Link(_))));
@@ -140,6 +141,7 @@ async fn a_directory_that_is_open_is_not_opened_again() {
         directory: directory.path().to_owned(),
         listen: None,
         tls: None,
+        kept: Default::default(),
     };
     assert!(matches!(Kv::open(options, crate::fleet::identify()).await, Err(selvage_sync::OpenError::Engine { .. })));
     kv.set(&store(), "k", Bytes::from_static(b"1")).await.unwrap();
