@@ -1,4 +1,6 @@
-//! `selvage kv`: read and write a node's KV, and see how far its peers are behind.
+//! `selvage kv`: read, write and watch a node's KV, see how far its peers are behind, and work on its directory.
+
+mod offline;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -12,17 +14,17 @@ use selvage_config::{NodeName, StoreName};
 
 use crate::client::{Client, json, send};
 use crate::context::ContextArguments;
-use crate::output::{Output, failed, failure, table};
+use crate::output::{Output, failed, failure, table, wrong};
 
 /// `selvage kv`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  selvage kv --node fra-1 set counter/default greeting hello\n  selvage kv --node sin-1 get counter/default greeting\n  selvage kv --node iad-1 peers"
+    after_help = "Examples:\n  selvage kv --node fra-1 set counter/default greeting hello\n  selvage kv --node sin-1 get counter/default greeting\n  selvage kv --node sin-1 watch counter/default\n  selvage kv --node iad-1 lag\n  selvage kv check --dir /var/lib/selvage/kv"
 )]
 pub(crate) struct Arguments {
-    /// Which node.
+    /// Which node. The commands with --dir need none.
     #[arg(long)]
-    node: NodeName,
+    node: Option<NodeName>,
 
     #[command(flatten)]
     context: ContextArguments,
@@ -34,6 +36,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Print a value, byte for byte.
+    #[command(after_help = "Example:\n  selvage kv --node fra-1 get counter/default greeting")]
     Get {
         /// app/label.
         store: StoreName,
@@ -41,6 +44,9 @@ enum Action {
         key: String,
     },
     /// Write a value.
+    #[command(
+        after_help = "Example:\n  selvage kv --node fra-1 set counter/default greeting hello\n  selvage kv --node fra-1 set shop/images logo --file logo.png"
+    )]
     Set {
         /// app/label.
         store: StoreName,
@@ -53,6 +59,7 @@ enum Action {
         file: Option<PathBuf>,
     },
     /// Delete a key.
+    #[command(after_help = "Example:\n  selvage kv --node fra-1 delete counter/default greeting")]
     Delete {
         /// app/label.
         store: StoreName,
@@ -60,6 +67,7 @@ enum Action {
         key: String,
     },
     /// List keys in order.
+    #[command(after_help = "Example:\n  selvage kv --node fra-1 list counter/default --prefix session/ --limit 20")]
     List {
         /// app/label.
         store: StoreName,
@@ -73,22 +81,44 @@ enum Action {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
+    /// Show every key that changes, as it changes, until interrupted.
+    #[command(after_help = "Example:\n  selvage kv --node fra-1 watch counter/default --prefix session/")]
+    Watch {
+        /// app/label.
+        store: StoreName,
+        /// Only keys that start with this.
+        #[arg(long, default_value = "")]
+        prefix: String,
+        /// End after so many changes.
+        #[arg(long)]
+        count: Option<u64>,
+    },
     /// Show the peers and how far each is behind.
-    Peers,
+    #[command(visible_alias = "peers", after_help = "Example:\n  selvage kv --node iad-1 lag")]
+    Lag,
+    #[command(flatten)]
+    Offline(offline::Action),
 }
 
 /// Runs one action.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Report> {
+    let action = match arguments.action {
+        Action::Offline(action) => return tokio::task::block_in_place(|| offline::run(action, output)),
+        action => action,
+    };
+    let Some(node) = arguments.node else {
+        return Err(wrong("which node? --node is missing", Some("selvage nodes lists them")));
+    };
     let client = Client::of(&arguments.context.context)?;
-    let address = client.admin_address(&arguments.node).await?;
+    let address = client.admin_address(&node).await?;
     let value =
         |method, store: &StoreName, key: &str| client.admin(method, address, &format!("/kv/{store}/{}", escaped(key)));
-    match arguments.action {
+    match action {
         Action::Get { store, key } => {
             let response = value(Method::GET, &store, &key).send().await;
             let response = response.map_err(|error| failure("read the key", &error, None))?;
             if response.status() == StatusCode::NOT_FOUND {
-                return Err(failed(format!("{store} has no key {key:?} on {}", arguments.node), None));
+                return Err(failed(format!("{store} has no key {key:?} on {node}"), None));
             }
             let response = response.error_for_status().map_err(|error| failure("read the key", &error, None))?;
             output.bytes(&response.bytes().await.map_err(|error| failure("read the value", &error, None))?);
@@ -110,9 +140,46 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
                 .collect();
             output.answer(&answer, table(&["KEY", "BYTES", "BY", "AT (MS SINCE 1970)"], &rows));
         }
-        Action::Peers => peers(&client, address, output).await?,
+        Action::Watch { store, prefix, count } => {
+            watch(&client, address, &store, &prefix, count, output).await?;
+        }
+        Action::Lag => peers(&client, address, output).await?,
+        Action::Offline(_) => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for what is new again and again: each answer comes with the first change, or after a while.
+async fn watch(
+    client: &Client,
+    address: std::net::SocketAddr,
+    store: &StoreName,
+    prefix: &str,
+    count: Option<u64>,
+    output: Output,
+) -> Result<(), Report> {
+    let mut cursor = "now".to_owned();
+    let mut left = count.unwrap_or(u64::MAX);
+    while left > 0 {
+        let query = [("watch", cursor.as_str()), ("prefix", prefix)];
+        let request = client.admin(Method::GET, address, &format!("/kv/{store}")).query(&query);
+        let answer: serde_json::Value = json(request, "watch the store").await?;
+        if answer["missed"] == true {
+            output.progress("some changes were missed: list the store to see them");
+        }
+        for change in answer["changes"].as_array().into_iter().flatten() {
+            let what = if change["exists"] == true { "set" } else { "deleted" };
+            let facts = ["key", "bytes", "node", "stamp_ms"].map(|name| cell(change, name));
+            let [key, bytes, node, at] = facts;
+            output.answer(change, format!("{what:<8} {key}  {bytes} bytes  by {node} at {at}"));
+            left -= 1;
+            if left == 0 {
+                return Ok(());
+            }
+        }
+        cursor = cell(&answer, "cursor");
+    }
+    Ok(())
 }
 
 async fn peers(client: &Client, address: std::net::SocketAddr, output: Output) -> Result<(), Report> {

@@ -40,6 +40,7 @@ pub(crate) async fn base(dir: &Path, compiled: &Path) -> anyhow::Result<Base> {
         directory: dir.join("kv"),
         listen: None,
         tls: None,
+        kept: Default::default(),
     };
     let kv = Kv::open(options, Arc::new(|_| None)).await?;
     Ok(Base {

@@ -60,6 +60,7 @@ impl Ours {
             directory: state.path().join("kv"),
             listen: None,
             tls: None,
+            kept: Default::default(),
         };
         let kv = Kv::open(options, Arc::new(|_| None)).await?;
         let egress = Arc::new(Egress::new(&EgressOptions::default())?);

@@ -249,6 +249,9 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
             for peer in admin.kv.iter().flat_map(Kv::status) {
                 admin.parts.metrics.kv_peer(peer.node.as_str(), peer.connected, peer.lag);
             }
+            if let Some(Ok(stats)) = admin.kv.as_ref().map(Kv::stats) {
+                admin.parts.metrics.kv_engine(&stats);
+            }
             plain(StatusCode::OK, EXPOSITION, admin.parts.metrics.text())
         }
         (&Method::GET, "/status") => json(StatusCode::OK, &(admin.status)()),

@@ -54,6 +54,8 @@ pub struct Metrics {
     snapshot: IntGaugeVec,
     kv_lag: IntGaugeVec,
     kv_connected: IntGaugeVec,
+    kv_held: IntGaugeVec,
+    kv_corrupt: IntGauge,
 }
 
 /// One more while it lives, one less after.
@@ -137,6 +139,9 @@ impl Metrics {
         registry.register(Box::new(seconds.clone())).expect(FIXED);
         let under_way = IntGauge::new("selvage_requests_under_way", "Requests under way.").expect(FIXED);
         registry.register(Box::new(under_way.clone())).expect(FIXED);
+        let kv_corrupt = IntGauge::new("selvage_kv_corrupt_reads", "Reads that met a damaged KV row, since the start.")
+            .expect(FIXED);
+        registry.register(Box::new(kv_corrupt.clone())).expect(FIXED);
         Self {
             requests: counter(
                 &registry,
@@ -184,6 +189,13 @@ impl Metrics {
                 &["peer"],
             ),
             kv_connected: gauge(&registry, "selvage_kv_connected", "Whether there is a link to a peer.", &["peer"]),
+            kv_held: gauge(
+                &registry,
+                "selvage_kv_held",
+                "What the KV holds: records with tombstones, bytes of them, and bytes of the engine on disk.",
+                &["of"],
+            ),
+            kv_corrupt,
             registry,
         }
     }
@@ -252,6 +264,15 @@ impl Metrics {
         }
     }
 
+    /// How the engine of the KV stands.
+    pub fn kv_engine(&self, stats: &selvage_sync::engine::Stats) {
+        let held = [("records", stats.records.rows), ("bytes", stats.records.bytes), ("disk_bytes", stats.disk_bytes)];
+        for (of, number) in held {
+            self.kv_held.with_label_values(&[of]).set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+        self.kv_corrupt.set(i64::try_from(stats.corrupt).unwrap_or(i64::MAX));
+    }
+
     /// All metrics in prometheus' text exposition format.
     pub fn text(&self) -> String {
         // The encoder fails only for a family without a metric, and `gather` returns none.
@@ -300,7 +321,12 @@ mod tests {
         metrics.kv_peer("iad-1", true, Some(40));
         metrics.kv_peer("sin-1", true, Some(1));
         metrics.kv_peer("sin-1", false, None);
+        let mut stats = selvage_sync::engine::Stats { corrupt: 3, ..Default::default() };
+        stats.records.rows = 9;
+        metrics.kv_engine(&stats);
         let text = metrics.text();
+        assert!(text.contains(r#"selvage_kv_held{of="records"} 9"#));
+        assert!(text.contains("selvage_kv_corrupt_reads 3"));
         assert!(text.contains(r#"selvage_guest_log_dropped_bytes_total{app="hello"} 7"#));
         assert!(text.contains(r#"selvage_releases_refused_total{cause="unsigned"} 1"#));
         assert!(text.contains(r#"selvage_kv_unacknowledged_writes{peer="iad-1"} 40"#));

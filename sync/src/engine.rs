@@ -1,6 +1,7 @@
 //! Storage engines: ordered rows of bytes, changed by atomic batches.
 
 mod blobs;
+mod changes;
 mod disk;
 mod envelope;
 mod guard;
@@ -18,12 +19,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use self::changes::{Changed, Changes};
+#[cfg(test)]
+pub(crate) use self::mark::far_mark;
 pub use self::memory::Memory;
 pub use self::place::Generation;
 pub use self::redb::Redb;
 pub use self::sled::Sled;
 pub use self::usage::Usage;
-pub use self::vault::{Checked, Settings, Stats, Vault};
+pub use self::vault::{Checked, Damage, Settings, Stats, Vault, engine_in};
 
 /// One row of a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -50,6 +50,11 @@ pub(crate) fn indices(origin: &Origin) -> Vec<u8> {
     origin_row(b"o", origin)
 }
 
+/// The record's row that a row of the index names.
+pub(crate) fn index_row(value: &[u8]) -> Option<&[u8]> {
+    Some(value)
+}
+
 /// The sequence number of a row of the index.
 pub(crate) fn index_seq(row: &[u8]) -> Option<u64> {
     number(row.get(row.len().checked_sub(NUMBER_BYTES)?..)?)

@@ -28,6 +28,8 @@ mod link;
 mod roster;
 pub mod store;
 
+pub mod offline;
+
 #[cfg(test)]
 mod simulator;
 

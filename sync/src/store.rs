@@ -1,5 +1,7 @@
 //! The KV as a node uses it.
 
+mod watch;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +22,8 @@ use crate::read::{self, ReadError};
 use crate::record::Record;
 use crate::replica::{Replica, Write};
 use crate::roster::PeerAddr;
+
+pub use watch::{Change, Watched};
 
 /// Bytes of local writes that may wait for the committer. What is beyond is refused as overload.
 const WRITES_BYTES_MAX: u32 = 32 * 1024 * 1024;

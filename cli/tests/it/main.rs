@@ -4,6 +4,7 @@
 
 mod by_hand;
 mod demo;
+mod kv;
 mod peers;
 mod program;
 mod refusals;

@@ -106,8 +106,39 @@ fn kv(demo: &Demo) {
     }
     let listed = well("kv list", &demo.selvage(&["kv", "--node", "iad-1", "list", "counter/default"]));
     assert!(listed.contains("greeting"), "{listed}");
-    let peers = well("kv peers", &demo.selvage(&["kv", "--node", "iad-1", "peers"]));
+    let peers = well("kv lag", &demo.selvage(&["kv", "--node", "iad-1", "lag"]));
     assert!(peers.contains("fra-1") && peers.contains("sin-1"), "{peers}");
+    watch(demo);
+}
+
+/// What is written in one place is told by a watch in another, whenever the watch begins.
+fn watch(demo: &Demo) {
+    std::thread::scope(|scope| {
+        let watched = scope.spawn(|| {
+            demo.selvage(&[
+                "-o",
+                "json",
+                "kv",
+                "--node",
+                "sin-1",
+                "watch",
+                "counter/default",
+                "--prefix",
+                "seen/",
+                "--count",
+                "1",
+            ])
+        });
+        let mut number = 0;
+        while !watched.is_finished() {
+            assert!(number < 600, "nothing was told");
+            number += 1;
+            let key = format!("seen/{number}");
+            well("kv set", &demo.selvage(&["kv", "--node", "fra-1", "set", "counter/default", &key, "x"]));
+        }
+        let told = well("kv watch", &watched.join().unwrap());
+        assert!(told.contains(r#""exists":true"#) && told.contains("seen/") && told.contains("fra-1"), "{told}");
+    });
 }
 
 /// cosign 3 from a release of Debian that moves: CI takes it if it is there.

@@ -1,5 +1,7 @@
 //! KV for operators: values as they are, keys percent-encoded in the path; and how it stands with the peers.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -14,6 +16,8 @@ use super::{Answer, json, plain, refuse};
 
 /// Bytes of a document that orders something.
 const ORDER_BYTES_MAX: usize = 1024;
+/// How long a watch waits for a change.
+const WATCH_MAX: Duration = Duration::from_secs(25);
 /// Keys of a listing that names no limit.
 const LIST_DEFAULT: usize = 100;
 
@@ -32,6 +36,26 @@ struct Listing {
     keys: Vec<Item>,
     /// What to ask for next as `after`, if there may be more.
     after: Option<String>,
+}
+
+/// What changed.
+#[derive(Debug, Serialize)]
+struct Changes {
+    changes: Vec<ChangedKey>,
+    /// What to ask for next as `watch`.
+    cursor: u64,
+    /// Whether more changed than is known.
+    missed: bool,
+}
+
+/// A key that changed.
+#[derive(Debug, Serialize)]
+struct ChangedKey {
+    key: String,
+    exists: bool,
+    bytes: usize,
+    stamp_ms: u64,
+    node: Option<NodeName>,
 }
 
 /// A peer.
@@ -62,6 +86,9 @@ pub(super) async fn answer(kv: &Kv, rest: &str, request: Request<Incoming>) -> A
     let store = StoreName::of(&app, &label);
     let Some(key) = key.filter(|key| !key.is_empty()) else {
         return match *request.method() {
+            Method::GET if request.uri().query().is_some_and(|query| query.contains("watch=")) => {
+                watch(kv, &store, request.uri().query().unwrap_or_default()).await
+            }
             Method::GET => list(kv.clone(), store, request.uri().query().unwrap_or_default()).await,
             _ => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET to list a store"),
         };
@@ -141,6 +168,57 @@ async fn list(kv: Kv, store: StoreName, query: &str) -> Answer {
         }
         Ok(Err(error)) => failed(&error),
         Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "listing ended early", "see the node's log"),
+    }
+}
+
+/// Answers as soon as something changed behind the cursor, or with nothing after [`WATCH_MAX`].
+async fn watch(kv: &Kv, store: &StoreName, query: &str) -> Answer {
+    let Some(asked) = Watch::parse(query) else {
+        let hint = "watch=now or watch=<cursor>, and prefix";
+        return refuse(StatusCode::BAD_REQUEST, "query", hint);
+    };
+    let Some(cursor) = asked.cursor else {
+        let start = Changes { changes: Vec::new(), cursor: kv.cursor(), missed: false };
+        return json(StatusCode::OK, &start);
+    };
+    match kv.watch(store, &asked.prefix, cursor, WATCH_MAX).await {
+        Ok(watched) => {
+            let change = |change: selvage_sync::store::Change| ChangedKey {
+                key: change.key.name,
+                exists: change.exists,
+                bytes: change.key.bytes,
+                stamp_ms: change.key.stamp_ms,
+                node: change.key.node,
+            };
+            let changes = watched.changes.into_iter().map(change).collect();
+            json(StatusCode::OK, &Changes { changes, cursor: watched.cursor, missed: watched.missed })
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+/// A watch's query.
+#[derive(Debug, PartialEq, Eq)]
+struct Watch {
+    prefix: String,
+    /// None: from now on.
+    cursor: Option<u64>,
+}
+
+impl Watch {
+    fn parse(query: &str) -> Option<Self> {
+        let mut watch = Self { prefix: String::new(), cursor: None };
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=')?;
+            let value = decode(value, true)?;
+            match (name, value.as_str()) {
+                ("prefix", _) => watch.prefix = value,
+                ("watch", "now") => watch.cursor = None,
+                ("watch", cursor) => watch.cursor = Some(cursor.parse().ok()?),
+                _ => return None,
+            }
+        }
+        Some(watch)
     }
 }
 
@@ -259,11 +337,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_watch_begins_now_or_at_its_cursor() {
+        assert_eq!(Watch::parse("watch=now&prefix=a%2F").unwrap(), Watch { prefix: "a/".into(), cursor: None });
+        assert_eq!(Watch::parse("watch=7").unwrap().cursor, Some(7));
+        for bad in ["watch=-1", "watch=", "watch=then", "watch=1&limit=2"] {
+            assert_eq!(Watch::parse(bad), None, "{bad}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn no_text_panics(text in ".*") {
             let _ = decode(&text, true);
             let _ = Asked::parse(&text);
+            let _ = Watch::parse(&text);
         }
     }
 }

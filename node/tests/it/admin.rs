@@ -44,6 +44,7 @@ async fn parts() -> (TempDir, AdminParts) {
         directory: directory.path().into(),
         listen: None,
         tls: None,
+        kept: Default::default(),
     };
     let kv = Kv::open(options, Arc::new(|_| None)).await.unwrap();
     let parts = Arc::new(Parts::new(node, region, 10, Metrics::new()));

@@ -81,6 +81,7 @@ impl Guest {
             directory: state.path().join("kv"),
             listen: None,
             tls: None,
+            kept: Default::default(),
         };
         let kv = Kv::open(options, Arc::new(|_| None)).await.unwrap();
         let grants = Grants {

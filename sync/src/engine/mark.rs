@@ -36,12 +36,22 @@ impl Mark {
     /// Sets the count. It survives the end of the process; after a power cut it may be an earlier one, which only makes
     /// it less strict.
     pub(super) fn write(&self, count: u64) -> io::Result<()> {
-        let number = count.to_be_bytes();
-        let mut bytes = [0; FILE_BYTES];
-        bytes[..NUMBER_BYTES].copy_from_slice(&number);
-        bytes[NUMBER_BYTES..].copy_from_slice(&hash(&number)[..NUMBER_BYTES]);
-        self.file.write_all_at(&bytes, 0)
+        self.file.write_all_at(&encoded(count), 0)
     }
+}
+
+fn encoded(count: u64) -> [u8; FILE_BYTES] {
+    let number = count.to_be_bytes();
+    let mut bytes = [0; FILE_BYTES];
+    bytes[..NUMBER_BYTES].copy_from_slice(&number);
+    bytes[NUMBER_BYTES..].copy_from_slice(&hash(&number)[..NUMBER_BYTES]);
+    bytes
+}
+
+/// A file of more flushes than any test does.
+#[cfg(test)]
+pub(crate) fn far_mark() -> Vec<u8> {
+    encoded(u64::MAX).to_vec()
 }
 
 #[cfg(test)]

@@ -113,8 +113,17 @@ impl Place {
     /// The current generation; none in a new directory. Where `CURRENT` can't be read, the oldest generation is it:
     /// a rewrite that did not end has made the newer one.
     pub(super) fn current(&self) -> io::Result<Option<Generation>> {
-        let mut all = self.generations()?;
-        let named = fs::read_to_string(self.directory.join(CURRENT)).ok();
+        Self::current_in(&self.directory)
+    }
+
+    /// The same of a directory that somebody else may have open. One that is not there has none.
+    pub(super) fn current_in(directory: &Path) -> io::Result<Option<Generation>> {
+        let mut all = match names(directory) {
+            Ok(names) => names.iter().filter_map(|name| name.parse::<Generation>().ok()).collect::<Vec<_>>(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let named = fs::read_to_string(directory.join(CURRENT)).ok();
         let named = named.and_then(|text| text.trim_end().parse::<Generation>().ok());
         if let Some(named) = named.filter(|named| all.contains(named)) {
             return Ok(Some(named));
@@ -136,7 +145,7 @@ impl Place {
     }
 
     fn generations(&self) -> io::Result<Vec<Generation>> {
-        let names = self.names()?;
+        let names = names(&self.directory)?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
@@ -144,27 +153,28 @@ impl Place {
     pub(super) fn quarantine(&self, now_ms: u64) -> io::Result<PathBuf> {
         let aside = self.directory.join(format!("{QUARANTINE}{now_ms}"));
         fs::create_dir_all(&aside)?;
-        for name in self.names()? {
+        for name in names(&self.directory)? {
             if [CURRENT, BLOBS, FLUSHED].contains(&name.as_str()) || name.parse::<Generation>().is_ok() {
                 fs::rename(self.directory.join(&name), aside.join(&name))?;
             }
         }
         disk::sync_directory(&self.directory)?;
-        let mut earlier: Vec<String> = self.names()?.into_iter().filter(|name| name.starts_with(QUARANTINE)).collect();
+        let mut earlier: Vec<String> =
+            names(&self.directory)?.into_iter().filter(|name| name.starts_with(QUARANTINE)).collect();
         earlier.sort();
         for oldest in earlier.iter().rev().skip(QUARANTINES_MAX) {
             fs::remove_dir_all(self.directory.join(oldest))?;
         }
         Ok(aside)
     }
+}
 
-    fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            names.extend(entry?.file_name().into_string().ok());
-        }
-        Ok(names)
+fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        names.extend(entry?.file_name().into_string().ok());
     }
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -214,7 +224,7 @@ mod tests {
             assert!(aside.join("sled-1").is_dir() && aside.join(BLOBS).is_dir());
             assert_eq!(place.current().unwrap(), None);
         }
-        let kept = place.names().unwrap().into_iter().filter(|name| name.starts_with(QUARANTINE)).count();
+        let kept = names(directory.path()).unwrap().into_iter().filter(|name| name.starts_with(QUARANTINE)).count();
         assert_eq!(kept, QUARANTINES_MAX);
         assert!(directory.path().join("quarantine-1005").exists());
     }

@@ -13,7 +13,7 @@ const CACHE_BYTES: u64 = 4 << 20;
 const ON_DISK: [KvEngine; 2] = [KvEngine::Sled, KvEngine::Redb];
 
 fn settings(engine: KvEngine) -> Settings {
-    Settings { engine, cache_bytes: CACHE_BYTES, disk_free_bytes_min: 0, class_of }
+    Settings { engine, cache_bytes: CACHE_BYTES, disk_free_bytes_min: 0, class_of, damage: Damage::MoveAside }
 }
 
 fn vault(engine: KvEngine, directory: &Path) -> Vault {

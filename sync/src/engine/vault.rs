@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::blobs::Blobs;
+use super::changes::Changes;
 use super::envelope::{self, Hash};
 use super::mark::Mark;
 use super::place::{Generation, Place};
@@ -30,7 +31,7 @@ use super::usage::Usage;
 use super::{Batch, Corrupt, Engine, EngineError, Row, disk};
 
 pub use check::Checked;
-pub use open::Settings;
+pub use open::{Damage, Settings, engine_in};
 use rewrite::Tidying;
 
 /// Largest value that lies in the engine itself, bytes.
@@ -88,6 +89,7 @@ struct Core {
     writing: Mutex<Writing>,
     usage: RwLock<BTreeMap<Vec<u8>, Usage>>,
     corrupt: AtomicU64,
+    changes: Changes,
     room: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -121,6 +123,11 @@ struct NoRoom {
 }
 
 impl Vault {
+    /// Which records changed last.
+    pub fn changes(&self) -> &Changes {
+        &self.core.changes
+    }
+
     /// Bytes of all records, with large values.
     pub fn record_bytes(&self) -> u64 {
         read(&self.core.usage).values().map(|usage| usage.bytes).sum()

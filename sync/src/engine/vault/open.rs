@@ -11,6 +11,7 @@ use selvage_config::node::KvEngine;
 use super::rewrite::Tidying;
 use super::{Core, Current, OWN_COUNT, OWN_USAGE, Vault, Writing};
 use crate::engine::blobs::Blobs;
+use crate::engine::changes::Changes;
 use crate::engine::envelope::{self, Sealed};
 use crate::engine::mark::Mark;
 use crate::engine::place::{Generation, Place};
@@ -32,6 +33,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Free space that the disk must keep.
     pub disk_free_bytes_min: u64,
+    /// What is done with files that can't be trusted.
+    pub damage: Damage,
     /// The store whose record lies in a row, as the prefix of its rows: these are counted. None for other rows.
     pub class_of: fn(&[u8]) -> Option<&[u8]>,
 }
@@ -42,9 +45,30 @@ impl From<&selvage_config::node::Kv> for Settings {
             engine: kept.engine,
             cache_bytes: u64::from(kept.cache_mib) << 20,
             disk_free_bytes_min: u64::from(kept.disk_free_mib_min) << 20,
+            damage: Damage::MoveAside,
             class_of: crate::layout::class_of,
         }
     }
+}
+
+/// What is done with files that can't be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// They are moved aside, and the node begins anew.
+    MoveAside,
+    /// They are not opened.
+    Refuse,
+    /// They are read as far as that goes.
+    Accept,
+}
+
+/// What keeps the rows in a directory; none if there are none.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn engine_in(directory: &Path) -> Result<Option<KvEngine>, EngineError> {
+    let found = Place::current_in(directory).map_err(|source| EngineError::io("open", source))?;
+    Ok(found.map(|generation| generation.engine))
 }
 
 /// The directory holds another engine's rows.
@@ -77,15 +101,15 @@ impl Vault {
             return Err(EngineError::new("open", OtherEngine { found: found.engine, wanted: settings.engine }));
         }
         let mut generation = current.unwrap_or(first);
-        let doubted = directory.join(DOUBT).exists();
+        let doubted = settings.damage != Damage::Accept && directory.join(DOUBT).exists();
         let opened = match doubted {
             true => Err(EngineError::corrupt("open", Doubted)),
-            false => opened_in(&place, generation, settings.cache_bytes),
+            false => opened_in(&place, generation, &settings),
         };
         let mut quarantined = None;
         let opened = match opened {
             Ok(opened) => opened,
-            Err(error) if error.is_corrupt() => {
+            Err(error) if error.is_corrupt() && settings.damage == Damage::MoveAside => {
                 let aside = place.quarantine(now_ms()).map_err(failed)?;
                 tracing::error!(
                     error = %error, source = ?error, moved_to = %aside.display(),
@@ -96,7 +120,7 @@ impl Vault {
                 }
                 quarantined = Some(aside);
                 generation = first;
-                opened_in(&place, generation, settings.cache_bytes)?
+                opened_in(&place, generation, &settings)?
             }
             Err(error) => return Err(error),
         };
@@ -135,6 +159,7 @@ impl Vault {
             pending: RwLock::default(),
             writing: Mutex::new(Writing { flushes: opened.flushes, ..Writing::default() }),
             corrupt: AtomicU64::new(0),
+            changes: Changes::default(),
             room: Mutex::default(),
         };
         Ok(Self { core: Arc::new(core), tidying: Mutex::default() })
@@ -194,9 +219,9 @@ struct RolledBack {
     acknowledged: u64,
 }
 
-fn opened_in(place: &Place, generation: Generation, cache_bytes: u64) -> Result<Opened, EngineError> {
+fn opened_in(place: &Place, generation: Generation, settings: &Settings) -> Result<Opened, EngineError> {
     let existed = place.of(generation).exists();
-    let rows = rows_in(place, generation, cache_bytes)?;
+    let rows = rows_in(place, generation, settings.cache_bytes)?;
     let mark = Mark::open(&place.flushed()).map_err(|source| EngineError::io("open", source))?;
     if !existed {
         let mut first = Batch::default();
@@ -208,7 +233,7 @@ fn opened_in(place: &Place, generation: Generation, cache_bytes: u64) -> Result<
         _ => 0,
     };
     let acknowledged = mark.read().unwrap_or(1);
-    if count < acknowledged {
+    if count < acknowledged && settings.damage != Damage::Accept {
         return Err(EngineError::corrupt("open", RolledBack { found: count, acknowledged }));
     }
     let usage = stored_usage(rows.as_ref())?;

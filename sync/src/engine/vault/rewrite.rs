@@ -10,6 +10,8 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use selvage_config::node::KvEngine;
+
 use super::open::rows_in;
 use super::{Core, Current, PENDING_AGE_MAX, read, write};
 use crate::engine::place::Place;
@@ -108,7 +110,7 @@ impl Core {
             _ => return tracing::warn!(bytes, "the kv's engine can't be rewritten: too little free space"),
         }
         *last_bytes = bytes;
-        match self.rewrite(place, stopped) {
+        match self.rewrite(place, self.settings.engine, stopped) {
             Ok(now) => {
                 *last_bytes = now;
                 tracing::info!(before = bytes, after = now, "the kv's engine was rewritten");
@@ -121,9 +123,9 @@ impl Core {
     }
 
     /// Rewrites the engine. Says what the new generation takes on disk.
-    fn rewrite(&self, place: &Place, stopped: impl Fn() -> bool) -> Result<u64, Ended> {
+    fn rewrite(&self, place: &Place, engine: KvEngine, stopped: impl Fn() -> bool) -> Result<u64, Ended> {
         let Some(generation) = self.current().generation else { return Err(Ended::Stopped) };
-        let next_generation = generation.next(generation.engine);
+        let next_generation = generation.next(engine);
         let directory = place.of(next_generation);
         let failed = |source| Ended::Failed(EngineError::io("rewrite", source));
         if directory.exists() {
@@ -194,8 +196,13 @@ fn copied(rows: Vec<crate::engine::Row>) -> Result<Batch, Corrupt> {
 impl super::Vault {
     /// Rewrites the engine now, whatever it takes. Says what it takes then.
     pub fn rewrite(&self) -> Result<u64, EngineError> {
+        self.rewrite_as(self.core.settings.engine)
+    }
+
+    /// The same with another engine, which is to be named when the directory is opened again.
+    pub fn rewrite_as(&self, engine: KvEngine) -> Result<u64, EngineError> {
         let Some(place) = &self.core.place else { return Ok(0) };
-        match self.core.rewrite(place, || false) {
+        match self.core.rewrite(place, engine, || false) {
             Ok(bytes) => Ok(bytes),
             Err(Ended::Failed(error)) => Err(error),
             Err(Ended::Stopped) => {

@@ -45,6 +45,9 @@ impl Core {
         for (key, value) in batch.into_changes() {
             self.seal(&mut sealing, key, value)?;
         }
+        let class_of = self.settings.class_of;
+        let changed: Vec<Bytes> =
+            sealing.rows.keys().filter(|key| class_of(key).is_some()).map(|key| Bytes::copy_from_slice(key)).collect();
         for (class, usage) in &sealing.usage {
             let key = [OWN_USAGE, class].concat();
             let row = envelope::inline(&key, &usage.encode()).into();
@@ -60,6 +63,7 @@ impl Core {
         }
         write(&self.pending).extend(sealing.rows);
         write(&self.usage).extend(sealing.usage);
+        self.changes.note(changed);
         writing.pending_bytes += sealing.bytes;
         let since = *writing.since.get_or_insert_with(Instant::now);
         if writing.pending_bytes > PENDING_BYTES_MAX || since.elapsed() > PENDING_AGE_MAX {
