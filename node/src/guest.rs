@@ -5,7 +5,7 @@ pub(crate) mod bounds;
 mod body;
 pub(crate) mod heavy;
 pub(crate) mod instance;
-mod meter;
+pub(crate) mod meter;
 pub(crate) mod outcome;
 mod parting;
 mod run;
@@ -50,7 +50,9 @@ pub(crate) async fn call(pool: Arc<Pool>, permit: OwnedSemaphorePermit, request:
     let (sender, mut head) = oneshot::channel();
     let work = run::work(&pool, permit, asked, &outcome, sender);
     let guest = Metered::new(work, Arc::clone(&outcome), Duration::from_millis(limits.cpu_ms), deadline);
-    let mut guest = Guest::new(guest, pool.heavy());
+    let guest = guest.telling(pool.habit());
+    let begin = if pool.habit().is_heavy() { Guest::behind } else { Guest::new };
+    let mut guest = begin(guest, pool.heavy());
     // Here, not in a task of its own: most guests are done before they ever wait.
     let (head, ended) = poll_fn(|cx| {
         let ended = Pin::new(&mut guest).poll(cx);

@@ -35,6 +35,7 @@ use crate::fault::Fault;
 use crate::guest;
 use crate::guest::heavy::Heavy;
 use crate::guest::instance::Instance;
+use crate::guest::meter::Habit;
 use crate::guest::shared::Call;
 use crate::host;
 use crate::host::outbound::Egress;
@@ -119,6 +120,7 @@ pub struct Pool {
     places: Places,
     idle: Idle<Rested>,
     ahead: Ahead,
+    habit: Arc<Habit>,
     /// Those that answer several requests at once, if they may.
     shared: Option<Shared>,
     /// Whether somebody looks after the instances that wait, and after the code.
@@ -161,6 +163,7 @@ impl Pool {
             places: engines.places(compiled.generation()).clone(),
             idle,
             ahead: Ahead::default(),
+            habit: Arc::default(),
             shared,
             is_swept: Default::default(),
             tasks: Mutex::new(JoinSet::new()),
@@ -239,6 +242,11 @@ impl Pool {
     /// Where guests go that compute for long.
     pub(crate) fn heavy(&self) -> &Heavy {
         self.code.engines().heavy()
+    }
+
+    /// What its guests were like lately.
+    pub(crate) fn habit(&self) -> &Arc<Habit> {
+        &self.habit
     }
 
     /// The code, to make an instance of.

@@ -3,7 +3,7 @@
 //! A request's guest is polled where its connection is, because most are done within a fraction of a tick. One that
 //! turns out to compute moves to threads of the kernel's idle class (sched(7), SCHED_IDLE): they have what the others
 //! leave, and step back at once when a request comes. So any number of them make no neighbour wait but for what each uses
-//! before it moves.
+//! before it moves; and where one after another of a component computes, the next ones begin there.
 
 use std::io;
 use std::pin::Pin;
@@ -76,8 +76,18 @@ pub(super) enum Guest {
 }
 
 impl Guest {
+    /// One that begins in the task that asks.
     pub(super) fn new(guest: Metered, heavy: &Heavy) -> Self {
         Self::Here(guest, heavy.clone())
+    }
+
+    /// One that begins behind everything else.
+    pub(super) fn behind(mut guest: Metered, heavy: &Heavy) -> Self {
+        let time = guest.time();
+        match heavy.spawn(guest.take()) {
+            Some(moved) => Self::There(moved, time),
+            None => Self::Here(guest, heavy.clone()),
+        }
     }
 
     /// Whether what it sends comes from another thread.
@@ -153,6 +163,7 @@ mod tests {
 
     use super::*;
     use crate::engine::{EngineOptions, Engines};
+    use crate::fault::{Fault, GuestFault};
     use crate::host::tests::grants;
     use crate::pool::Pool;
     use crate::release::compile::{CompileCache, compile};
@@ -165,10 +176,10 @@ mod tests {
     /// Longer than anything here.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    async fn burner(engines: &Engines) -> (Arc<Pool>, tempfile::TempDir) {
+    async fn burner(engines: &Engines, cpu_ms: u64) -> (Arc<Pool>, tempfile::TempDir) {
         let (mut grants, dir) = grants(&[]).await;
         grants.limits.concurrent_requests = 1;
-        grants.limits.cpu_ms = 60_000;
+        grants.limits.cpu_ms = cpu_ms;
         grants.limits.wall_ms = 60_000;
         let text = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guests/burn.wat")).unwrap();
         let bytes = Bytes::from(wat::parse_bytes(&text).unwrap().into_owned());
@@ -187,21 +198,42 @@ mod tests {
         Request { http, client, protocol: Protocol::H1, secure: false, arrived: Instant::now() }
     }
 
-    #[tokio::test]
-    async fn a_guest_that_was_given_up_counts_until_it_has_gone() {
-        let engines = Engines::new(&EngineOptions::of_instances(2)).unwrap();
-        let (pool, _dir) = burner(&engines).await;
-        // Nobody gets to anything on those threads for a while, as on a machine that is full of requests.
+    /// Nobody gets to anything on those threads until the first is dropped, as on a machine that is full of requests.
+    fn fill(engines: &Engines) -> (mpsc::Sender<()>, Vec<Moved<bool>>) {
         let (release, held) = mpsc::channel::<()>();
         let held = Arc::new(std::sync::Mutex::new(held));
         let threads = std::thread::available_parallelism().unwrap().get();
-        let full: Vec<_> = (0..threads)
-            .map(|_| {
-                let held = Arc::clone(&held);
-                engines.heavy().spawn(async move { held.lock().unwrap().recv().is_ok() }).unwrap()
-            })
-            .collect();
+        let full = (0..threads).map(|_| {
+            let held = Arc::clone(&held);
+            engines.heavy().spawn(async move { held.lock().unwrap().recv().is_ok() }).unwrap()
+        });
+        (release, full.collect())
+    }
 
+    #[tokio::test]
+    async fn where_one_after_another_computes_the_next_begins_behind_everything_else() {
+        let engines = Engines::new(&EngineOptions::of_instances(2)).unwrap();
+        let (pool, _dir) = burner(&engines, 20).await;
+        for _ in 0..4 {
+            let lease = pool.lease(Instant::now() + PATIENCE).await.unwrap();
+            assert_eq!(lease.call(request()).await.unwrap_err(), Fault::Guest(GuestFault::ExceededCpu));
+        }
+        let (release, full) = fill(&engines);
+        let next = pool.lease(Instant::now() + PATIENCE).await.unwrap();
+        let mut next = std::pin::pin!(next.call(request()));
+        assert!(tokio::time::timeout(LONG, &mut next).await.is_err(), "in front it would have ended long ago");
+        drop(release);
+        assert_eq!(next.await.unwrap_err(), Fault::Guest(GuestFault::ExceededCpu));
+        for thread in full {
+            thread.await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_was_given_up_counts_until_it_has_gone() {
+        let engines = Engines::new(&EngineOptions::of_instances(2)).unwrap();
+        let (pool, _dir) = burner(&engines, 60_000).await;
+        let (release, full) = fill(&engines);
         let lease = pool.lease(Instant::now() + LONG).await.unwrap();
         assert!(tokio::time::timeout(LONG, lease.call(request())).await.is_err(), "it burns on");
         // The client has left. Its instance is still there, and so nobody else's may be.

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,34 @@ const SHORT: Duration = Duration::from_millis(1);
 
 /// CPU time after which a guest is one that computes. A fresh JavaScript guest answers in one millisecond.
 pub(super) const HEAVY: Duration = Duration::from_millis(5);
+
+/// How many guests in a row of one component must compute until its next ones begin behind everything else.
+const HEAVY_IN_A_ROW: u32 = 4;
+/// How many must not, at most, until they begin in front again.
+const LIGHT_IN_A_ROW: u32 = 8;
+
+/// What the guests of one component were like lately.
+#[derive(Debug, Default)]
+pub(crate) struct Habit {
+    /// Each that computed counts one more, each that did not one less.
+    score: AtomicU32,
+}
+
+impl Habit {
+    /// Whether the next one is likely to compute.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.score.load(Ordering::Relaxed) >= HEAVY_IN_A_ROW
+    }
+
+    fn add(&self, is_heavy: bool) {
+        let next = |score: u32| {
+            let more = if is_heavy { score.saturating_add(1) } else { score.saturating_sub(1) };
+            Some(more.min(HEAVY_IN_A_ROW + LIGHT_IN_A_ROW - 1)).filter(|next| *next != score)
+        };
+        // Fails if there is nothing to change.
+        let _ = self.score.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+}
 
 /// The work of one guest. It settles the [`Outcome`] before it drops its store, or gives the instance back if that may
 /// answer another request.
@@ -89,6 +118,10 @@ pub(super) struct Metered {
     work: Option<Work>,
     outcome: Arc<Outcome>,
     budget: Budget,
+    /// CPU time that it had in the beginning.
+    cpu: Duration,
+    /// Whom to tell in the end how much it used.
+    habit: Option<Arc<Habit>>,
     deadline: Instant,
     sleep: Option<Pin<Box<Sleep>>>,
     /// Somebody else waits for the deadline.
@@ -97,7 +130,14 @@ pub(super) struct Metered {
 
 impl Metered {
     pub(super) fn new(work: Work, outcome: Arc<Outcome>, cpu: Duration, deadline: Instant) -> Self {
-        Self { work: Some(work), outcome, budget: Budget::new(cpu), deadline, sleep: None, is_watched: false }
+        let (work, budget) = (Some(work), Budget::new(cpu));
+        Self { work, outcome, budget, cpu, habit: None, deadline, sleep: None, is_watched: false }
+    }
+
+    /// The same, which in the end tells what it was like.
+    pub(super) fn telling(mut self, habit: &Arc<Habit>) -> Self {
+        self.habit = Some(Arc::clone(habit));
+        self
     }
 
     /// Whether this guest computes, rather than answers.
@@ -107,8 +147,9 @@ impl Metered {
 
     /// All of it, to go on elsewhere. Whoever takes it watches the wall's clock with [`Metered::time`].
     pub(super) fn take(&mut self) -> Self {
-        let work = self.work.take();
-        Self { work, outcome: Arc::clone(&self.outcome), sleep: None, is_watched: true, ..*self }
+        let (work, habit) = (self.work.take(), self.habit.take());
+        let Self { budget, cpu, deadline, .. } = *self;
+        Self { work, outcome: Arc::clone(&self.outcome), budget, cpu, habit, deadline, sleep: None, is_watched: true }
     }
 
     /// The end of the guest's time, for whoever watches it from elsewhere.
@@ -120,6 +161,14 @@ impl Metered {
         self.outcome.settle(Err(Fault::Guest(fault)));
         self.work = None;
         Poll::Ready(None)
+    }
+}
+
+impl Drop for Metered {
+    fn drop(&mut self) {
+        if let Some(habit) = &self.habit {
+            habit.add(self.cpu - self.budget.left > HEAVY);
+        }
     }
 }
 
@@ -190,6 +239,26 @@ mod tests {
         assert_eq!(budget.clock.measured, Some(Duration::ZERO));
         assert!(budget.pay(100 * MS, Some(Duration::ZERO)), "it waited, and used nothing");
         assert!(!budget.pay(MS, Some(MS)));
+    }
+
+    #[test]
+    fn a_component_whose_guests_compute_is_known_for_it_until_they_do_not() {
+        let habit = Habit::default();
+        for _ in 0..HEAVY_IN_A_ROW {
+            assert!(!habit.is_heavy());
+            habit.add(true);
+        }
+        assert!(habit.is_heavy());
+        habit.add(false);
+        assert!(!habit.is_heavy(), "one in between is doubt enough");
+        for _ in 0..100 {
+            habit.add(true);
+        }
+        for _ in 0..LIGHT_IN_A_ROW {
+            assert!(habit.is_heavy());
+            habit.add(false);
+        }
+        assert!(!habit.is_heavy());
     }
 
     #[test]
