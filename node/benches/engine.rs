@@ -5,15 +5,20 @@
 
 #![allow(clippy::print_stdout, reason = "the figures are what a bench is for")]
 
+#[allow(dead_code, reason = "each bench asks for a part of it")]
+mod aim;
 mod bare;
 mod figures;
 mod ours;
+#[allow(dead_code, reason = "each bench asks for a part of it")]
+mod process;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 
+use aim::Aim;
 use bare::Bare;
 use figures::{Figure, ROUNDS, look, say, settle, tree};
 use ours::Ours;
@@ -26,6 +31,10 @@ const ROUND: Duration = Duration::from_millis(500);
 const COLD_COMPONENTS: usize = 40;
 /// Leases that are timed together: one takes less than the clock.
 const LEASES: u32 = 64;
+
+/// Instances that wait together when it is measured what each takes.
+const WAITING: usize = 256;
+const WAITING_KIB: Aim = Aim::AtMost(32.0);
 
 /// A guest that both sides run, and the path that it answers with 200.
 #[derive(Clone)]
@@ -72,6 +81,9 @@ async fn run() -> anyhow::Result<()> {
     for guest in &guests {
         warm(guest).await?;
         cold(guest).await?;
+        let kib = Ours::start(guest).await?.waiting(WAITING).await?;
+        let aim = WAITING_KIB.judge(kib, " KiB");
+        say(format_args!("  an instance that waits for its next request: {kib:.1} KiB resident  {aim}"));
     }
     look("after")
 }

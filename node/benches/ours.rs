@@ -24,10 +24,13 @@ use selvage_node::serve::{Parts, serve};
 use selvage_sync::Kv;
 
 use crate::bare::Bare;
+use crate::process::resident;
 use crate::{Guest, micros};
 
 /// Requests at once; the bench makes one after the other.
 const REQUESTS_MAX: u32 = 64;
+/// Instances that wait already when it is measured what each takes.
+const WARM_INSTANCES: usize = 32;
 /// For whoever waits for a lease that doesn't come.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -131,6 +134,29 @@ impl Ours {
             Ok((micros(start.elapsed()), pool))
         };
         components.map(link).collect()
+    }
+
+    /// KiB of memory that is no file's, for each of so many instances that have answered a request and wait for the next.
+    pub(crate) async fn waiting(&self, instances: usize) -> anyhow::Result<f64> {
+        let name = "guest".parse()?;
+        let component = self.verified.component(&name).context("no such component")?;
+        let compiled = compile(&self.engines, &self.cache, &component)?;
+        let pools = |count: usize| {
+            let pool = |_| {
+                let reuse = Isolation::Reuse(Reuse { idle_ms: 60_000, ..Reuse::default() });
+                Ok(Pool::new(&self.engines, &compiled, grants(&self.kv, &self.egress, reuse)?)?)
+            };
+            (0..count).map(pool).collect::<anyhow::Result<Vec<_>>>()
+        };
+        // The first ones pay for what all share.
+        let (first, all) = (pools(WARM_INSTANCES)?, pools(instances)?);
+        self.first_calls(first.iter().cloned()).await?;
+        let before = resident()?;
+        self.first_calls(all.iter().cloned()).await?;
+        while all.iter().any(|pool| pool.idle() == 0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok((resident()?.anonymous_kib - before.anonymous_kib) / instances as f64)
     }
 
     /// Microseconds of the first call of each pool.
