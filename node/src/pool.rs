@@ -50,6 +50,8 @@ const WAITING_PER_RUNNING: usize = 4;
 const AHEAD_MAX: usize = 16;
 /// How long one waits that was made ahead.
 const AHEAD_UNUSED_MAX: Duration = Duration::from_secs(10);
+/// How long a component may get ready to take another one's place, once its code is there.
+const WARM_MAX: Duration = Duration::from_secs(1);
 
 pub(crate) use self::code::Pre;
 pub(crate) use self::places::{Place, Places};
@@ -328,6 +330,25 @@ impl Pool {
                 let _ = made.await;
             });
         }
+    }
+
+    /// Makes as many instances as `before` needed lately, whose requests come here next.
+    pub async fn warm_like(self: &Arc<Self>, before: &Self) {
+        let wanted = before.ahead.wanted().max(before.idle.count()).min(self.idle.most()).min(AHEAD_MAX);
+        if self.is_shared() || wanted == 0 {
+            return;
+        }
+        self.ahead.expect(wanted);
+        let warm = async {
+            while self.idle.count() < wanted {
+                match guest::ahead(self).await.and_then(|instance| self.rest(instance)) {
+                    Some(rested) => self.keep(rested),
+                    None => return,
+                }
+            }
+        };
+        // What is missing then, requests make themselves.
+        let _ = tokio::time::timeout(WARM_MAX, warm).await;
     }
 
     /// Looks after a part until nothing of it is left, unless somebody does so already.

@@ -196,11 +196,25 @@ impl ActiveApp {
 
     /// Gives up what no request needs: instances that wait, and code. The next request finds both again.
     pub(crate) fn rest(&self) {
-        for route in &self.routes {
-            if let Target::Component(target) = &route.target {
-                target.pool.rest_now();
+        self.components().for_each(|target| target.pool.rest_now());
+    }
+
+    /// Gets ready for the requests that `before` has now.
+    pub(crate) async fn warm_like(&self, before: &Self) {
+        let old: BTreeMap<_, _> = before.components().map(|target| (&target.component, &target.pool)).collect();
+        let new: BTreeMap<_, _> = self.components().map(|target| (&target.component, &target.pool)).collect();
+        for (name, pool) in new {
+            if let Some(old) = old.get(name) {
+                pool.warm_like(old).await;
             }
         }
+    }
+
+    fn components(&self) -> impl Iterator<Item = &ComponentTarget> {
+        self.routes.iter().filter_map(|route| match &route.target {
+            Target::Component(target) => Some(target),
+            Target::Static(_) => None,
+        })
     }
 
     /// The places that its requests have on the node.

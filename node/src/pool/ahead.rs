@@ -44,7 +44,12 @@ impl Ahead {
         self.before.store(self.peak.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    fn wanted(&self) -> usize {
+    /// As many are wanted as of another component, whose place this one takes.
+    pub(super) fn expect(&self, wanted: usize) {
+        self.peak.fetch_max(wanted, Ordering::Relaxed);
+    }
+
+    pub(super) fn wanted(&self) -> usize {
         self.peak.load(Ordering::Relaxed).max(self.before.load(Ordering::Relaxed)).min(AHEAD_MAX)
     }
 }

@@ -50,6 +50,10 @@ impl<T> Idle<T> {
         self.lock().len()
     }
 
+    pub(super) fn most(&self) -> usize {
+        self.max
+    }
+
     pub(super) fn longest(&self) -> Duration {
         self.longest
     }

@@ -302,7 +302,12 @@ impl Activation {
                     }
                     together.push((release, Arc::new(app)));
                 }
-                (Ok(app), Aim::Planned(_)) => self.take_up(vec![(release, Arc::new(app))], aim).await,
+                (Ok(app), Aim::Planned(_)) => {
+                    if let Some(old) = self.running.get(&release.id.app) {
+                        app.warm_like(&old.app).await;
+                    }
+                    self.take_up(vec![(release, Arc::new(app))], aim).await;
+                }
                 (Err(error), _) => self.refuse(&release, aim, &error),
             }
         }

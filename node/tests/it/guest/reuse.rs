@@ -61,6 +61,23 @@ async fn fresh_instances_are_made_ahead_and_each_answers_one_request() {
 }
 
 #[tokio::test]
+async fn what_takes_anothers_place_is_as_warm_and_knows_none_of_its_requests() {
+    for reuse in [false, true] {
+        let guests = async || match reuse {
+            false => Guest::new("counter.wat").await,
+            true => reused("counter.wat", |_| {}).await,
+        };
+        let (old, new) = (guests().await.activate().unwrap(), guests().await.activate().unwrap());
+        new.pool.warm_like(&old.pool).await;
+        assert_eq!(new.pool.idle(), 0, "nobody needs any");
+        old.count("/").await;
+        made_ahead(&old, 1).await;
+        new.pool.warm_like(&old.pool).await;
+        assert_eq!((new.pool.idle(), new.count("/").await), (1, "1".into()));
+    }
+}
+
+#[tokio::test]
 async fn code_that_nobody_asks_for_goes_and_comes_back() {
     for name in ["counter.wat", "gate"] {
         let guest = Guest::new(name).await.activate().unwrap();
