@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::engine::{Engine, EngineError};
 use crate::entry::Key;
+use crate::read::{self, ReadError};
 use crate::replica::{Action, Event, Health, Notice, Replica, Write, WriteError};
 use crate::store::KvError;
 use crate::wire::Message;
@@ -29,11 +30,35 @@ pub(crate) type Reply = oneshot::Sender<Result<Option<i64>, KvError>>;
 
 /// What reaches the committer.
 pub(crate) enum Input {
-    Write { key: Key, write: Write, reply: Reply, _room: OwnedSemaphorePermit },
-    Connected { peer: NodeName, session: u64, frames: mpsc::Sender<Bytes> },
-    Disconnected { peer: NodeName, session: u64 },
-    Received { peer: NodeName, session: u64, message: Message, _room: OwnedSemaphorePermit },
-    Sent { peer: NodeName, session: u64, frames: usize, bytes: usize },
+    /// Made only if the record's value is what was `seen`, if that is given.
+    Write {
+        key: Key,
+        write: Write,
+        seen: Option<Option<Bytes>>,
+        reply: Reply,
+        _room: OwnedSemaphorePermit,
+    },
+    Connected {
+        peer: NodeName,
+        session: u64,
+        frames: mpsc::Sender<Bytes>,
+    },
+    Disconnected {
+        peer: NodeName,
+        session: u64,
+    },
+    Received {
+        peer: NodeName,
+        session: u64,
+        message: Message,
+        _room: OwnedSemaphorePermit,
+    },
+    Sent {
+        peer: NodeName,
+        session: u64,
+        frames: usize,
+        bytes: usize,
+    },
     Tick,
     Close,
 }
@@ -98,8 +123,12 @@ impl Committer {
                     open = false;
                     continue;
                 }
-                Input::Write { key, write, reply, _room } => {
+                Input::Write { key, write, seen, reply, _room } => {
                     rooms.push(_room);
+                    if let Some(Err(error)) = seen.map(|seen| self.stands(&key, seen.as_ref())) {
+                        let _gone = reply.send(Err(error));
+                        continue;
+                    }
                     self.next_ticket += 1;
                     self.writers.insert(self.next_ticket, (key.clone(), reply));
                     Event::Write { ticket: self.next_ticket, key, write }
@@ -187,6 +216,17 @@ impl Committer {
                     self.links.remove(&session);
                 }
             }
+        }
+    }
+
+    /// Whether the value of `key` is `seen` now. Nothing is written between this and the event that follows.
+    fn stands(&self, key: &Key, seen: Option<&Bytes>) -> Result<(), KvError> {
+        let name = || key.name.clone();
+        match read::record(self.engine.as_ref(), key) {
+            Ok(record) if record.value().as_ref() == seen => Ok(()),
+            Ok(_) => Err(KvError::Changed { key: name() }),
+            Err(ReadError::Corrupt(_)) => Err(KvError::Corrupt { key: name() }),
+            Err(ReadError::Engine(error)) => Err(KvError::Engine(error)),
         }
     }
 
@@ -324,7 +364,7 @@ mod tests {
         let (reply, done) = oneshot::channel();
         let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let key = Key { store: "app/default".parse().unwrap(), name: format!("k{number}") };
-        (Input::Write { key, write: Write::Set(Bytes::from_static(b"v")), reply, _room: room }, done)
+        (Input::Write { key, write: Write::Set(Bytes::from_static(b"v")), seen: None, reply, _room: room }, done)
     }
 
     fn replica(engine: &Arc<Counting>) -> Replica {

@@ -1,5 +1,6 @@
 //! The KV as a node uses it.
 
+mod chunks;
 mod watch;
 
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::commit::{self, INPUTS_MAX, Input, SharedHealth};
 use crate::engine::{Engine, EngineError, Settings, Stats, Usage, Vault};
-use crate::entry::{KEY_BYTES_MAX, Key, VALUE_BYTES_MAX};
+use crate::entry::{KEY_BYTES_MAX, Key};
 use crate::layout;
 use crate::link::{Link, LinkError};
 use crate::read::{self, ReadError};
@@ -23,6 +24,8 @@ use crate::record::Record;
 use crate::replica::{Replica, Write};
 use crate::roster::PeerAddr;
 
+use chunks::Manifest;
+pub use chunks::{HIDDEN, LARGE_BYTES_MAX};
 pub use watch::{Change, Watched};
 
 /// Bytes of local writes that may wait for the committer. What is beyond is refused as overload.
@@ -121,6 +124,21 @@ pub enum KvError {
     /// The node's disk is nearly full: it only reads.
     #[error("the node's disk is nearly full")]
     Full(#[source] EngineError),
+    /// A key that begins with [`HIDDEN`], which is for the chunks of large values.
+    #[error("keys that begin with U+10FFFF are not for users")]
+    Hidden,
+    /// Not all of a large value has arrived here yet.
+    #[error("value of {key:?} has not arrived as a whole yet")]
+    Incomplete {
+        /// The key.
+        key: String,
+    },
+    /// What stands there is not what was expected.
+    #[error("value of {key:?} is another by now")]
+    Changed {
+        /// The key.
+        key: String,
+    },
     /// The KV was closed.
     #[error("the kv is closed")]
     Closed,
@@ -166,6 +184,7 @@ pub struct Kv {
 }
 
 struct Shared {
+    node: NodeName,
     vault: Arc<Vault>,
     kept: KeptBy,
     inputs: mpsc::Sender<Input>,
@@ -180,7 +199,7 @@ impl Kv {
     pub async fn open(options: Options, identify: Identify) -> Result<Self, OpenError> {
         let Options { node, region, directory, listen, tls, kept } = options;
         tracing::debug!(%node, %region, directory = %directory.display(), "opening the kv");
-        let replica_node = node.clone();
+        let (own, replica_node) = (node.clone(), node.clone());
         let settings = Settings::from(&kept);
         let opened = tokio::task::spawn_blocking(move || {
             let failed = |source| OpenError::Engine { directory: directory.clone(), source };
@@ -200,6 +219,7 @@ impl Kv {
         let (rows, shown) = (Arc::clone(&vault) as Arc<dyn Engine>, Arc::clone(&health));
         let committer = thread.spawn(move || commit::run(replica, rows, received, shown)).map_err(OpenError::Thread)?;
         let shared = Shared {
+            node: own,
             vault,
             kept,
             inputs,
@@ -232,31 +252,100 @@ impl Kv {
 
     /// The value of a key. A counter's is 8 bytes, little-endian. It may be seen here before it is durable.
     pub fn get(&self, store: &StoreName, key: &str) -> Result<Option<Bytes>, KvError> {
+        is_shown(key)?;
+        let Some(value) = self.raw(store, key)? else { return Ok(None) };
+        match Manifest::of(&value) {
+            Some(manifest) => self.get_chunks(store, key, &manifest).map(Some),
+            None => Ok(Some(value)),
+        }
+    }
+
+    /// The value as the record has it.
+    fn raw(&self, store: &StoreName, key: &str) -> Result<Option<Bytes>, KvError> {
         Ok(self.record(store, key)?.value())
     }
 
     /// Whether the key exists.
     pub fn exists(&self, store: &StoreName, key: &str) -> Result<bool, KvError> {
+        is_shown(key)?;
         Ok(self.record(store, key)?.exists())
     }
 
     /// Sets a key. It is durable here when this returns, and on its way to the peers.
     pub async fn set(&self, store: &StoreName, key: &str, value: Bytes) -> Result<(), KvError> {
-        check("value", value.len(), VALUE_BYTES_MAX)?;
-        self.has_room(store, value.len())?;
-        self.write(store, key, value.len(), Write::Set(value)).await.map(|_| ())
+        self.replace(store, key, Some(value), None).await
+    }
+
+    /// Sets a key if its value is `seen` at that moment; whether it was. Between the comparison and the write nothing
+    /// comes, neither a local write nor one of a peer. What is on its way from a peer is not seen: in the order of
+    /// stamps it may come before this, and is then lost, as by any later `set`. So it is no lock between nodes.
+    pub async fn swap(&self, store: &StoreName, key: &str, seen: Option<&[u8]>, value: Bytes) -> Result<bool, KvError> {
+        let raw = match self.record(store, key) {
+            Ok(record) => record.value(),
+            Err(error) => return Err(error),
+        };
+        let manifest = raw.as_ref().and_then(Manifest::of);
+        let stands = match (&manifest, &raw) {
+            (Some(manifest), _) => Some(self.get_chunks(store, key, manifest)?),
+            (None, raw) => raw.clone(),
+        };
+        if stands.as_deref() != seen {
+            return Ok(false);
+        }
+        match self.replace(store, key, Some(value), Some(raw)).await {
+            Ok(()) => Ok(true),
+            Err(KvError::Changed { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Deletes a key, whether it exists or not. It is durable here when this returns.
     pub async fn delete(&self, store: &StoreName, key: &str) -> Result<(), KvError> {
-        self.write(store, key, 0, Write::Delete).await.map(|_| ())
+        self.replace(store, key, None, None).await
+    }
+
+    /// Sets or deletes a key, and then the chunks of what it replaced.
+    async fn replace(
+        &self,
+        store: &StoreName,
+        key: &str,
+        value: Option<Bytes>,
+        seen: Option<Option<Bytes>>,
+    ) -> Result<(), KvError> {
+        is_shown(key)?;
+        check("key", key.len(), KEY_BYTES_MAX)?;
+        // What can't be read is replaced like anything else.
+        let old = self.raw(store, key).ok().flatten().and_then(|value| Manifest::of(&value));
+        let mut new = None;
+        let write = match value {
+            None => Write::Delete,
+            Some(value) => {
+                check("value", value.len(), LARGE_BYTES_MAX)?;
+                self.has_room(store, value.len())?;
+                if chunks::must_be_chunked(&value) {
+                    let value = self.put_chunks(store, value).await?;
+                    new = Manifest::of(&value);
+                    Write::Set(value)
+                } else {
+                    Write::Set(value)
+                }
+            }
+        };
+        let bytes = if let Write::Set(value) = &write { value.len() } else { 0 };
+        let done = self.write(store, key, bytes, write, seen).await;
+        let unused = if done.is_ok() { old } else { new };
+        if let Some(unused) = unused {
+            self.remove_chunks(store, &unused).await;
+        }
+        done.map(|_| ())
     }
 
     /// Adds `delta` to a counter, returns its value as this node knows it. Increments on several nodes at once all
     /// count. A key that does not exist counts from zero, a value of 8 bytes from that little-endian number.
     pub async fn increment(&self, store: &StoreName, key: &str, delta: i64) -> Result<i64, KvError> {
+        is_shown(key)?;
         self.has_room(store, 0)?;
-        let value = self.write(store, key, 0, Write::Increment(delta)).await?;
+        let value = self.write(store, key, 0, Write::Increment(delta), None).await?;
         Ok(value.expect("the replica tells an increment's value"))
     }
 
@@ -269,7 +358,7 @@ impl Kv {
         limit: usize,
     ) -> Result<Vec<String>, KvError> {
         let found = read::list(self.shared.vault.as_ref(), store, prefix, after, limit.min(LIST_MAX));
-        Ok(found.map_err(KvError::Engine)?.into_iter().map(|found| found.name).collect())
+        Ok(shown(found.map_err(KvError::Engine)?).map(|found| found.name).collect())
     }
 
     /// As [`Kv::list`], with facts on each.
@@ -281,7 +370,7 @@ impl Kv {
         limit: usize,
     ) -> Result<Vec<Listed>, KvError> {
         let found = read::list(self.shared.vault.as_ref(), store, prefix, after, limit.min(LIST_MAX));
-        Ok(found.map_err(KvError::Engine)?.into_iter().map(listed).collect())
+        Ok(shown(found.map_err(KvError::Engine)?).map(listed).collect())
     }
 
     /// How it stands with every peer of the roster.
@@ -352,16 +441,34 @@ impl Kv {
         })
     }
 
-    async fn write(&self, store: &StoreName, key: &str, bytes: usize, write: Write) -> Result<Option<i64>, KvError> {
+    /// `seen`: the write is made only if this is the record's value.
+    async fn write(
+        &self,
+        store: &StoreName,
+        key: &str,
+        bytes: usize,
+        write: Write,
+        seen: Option<Option<Bytes>>,
+    ) -> Result<Option<i64>, KvError> {
         check("key", key.len(), KEY_BYTES_MAX)?;
         let room = WRITE_OVERHEAD_BYTES.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         let room = Arc::clone(&self.shared.room).try_acquire_many_owned(room).map_err(|_| KvError::Overloaded)?;
         let key = Key { store: store.clone(), name: key.to_owned() };
         let (reply, done) = oneshot::channel();
-        let input = Input::Write { key, write, reply, _room: room };
+        let input = Input::Write { key, write, seen, reply, _room: room };
         self.shared.inputs.send(input).await.map_err(|_| KvError::Closed)?;
         done.await.map_err(|_| KvError::Closed)?
     }
+}
+
+/// Keys of chunks are nobody's.
+fn is_shown(key: &str) -> Result<(), KvError> {
+    if key.starts_with(HIDDEN) { Err(KvError::Hidden) } else { Ok(()) }
+}
+
+/// What users see of a listing: the keys of chunks are behind all others.
+fn shown(found: Vec<read::Found>) -> impl Iterator<Item = read::Found> {
+    found.into_iter().take_while(|found| !found.name.starts_with(HIDDEN))
 }
 
 fn check(what: &'static str, bytes: usize, max: usize) -> Result<(), KvError> {
@@ -372,7 +479,7 @@ fn listed(found: read::Found) -> Listed {
     let record = found.record.unwrap_or_default();
     let newest = record.newest();
     Listed {
-        bytes: record.value().map_or(0, |value| value.len()),
+        bytes: record.value().map_or(0, |value| Manifest::of(&value).map_or(value.len(), |manifest| manifest.bytes())),
         stamp_ms: newest.map_or(0, |entry| entry.version.stamp.ms()),
         node: newest.map(|entry| entry.version.dot.origin.node.clone()),
         name: found.name,

@@ -7,8 +7,7 @@ use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use selvage_config::{AppName, NodeName, Region, StoreLabel, StoreName};
-use selvage_sync::entry::VALUE_BYTES_MAX;
-use selvage_sync::store::LIST_MAX;
+use selvage_sync::store::{LARGE_BYTES_MAX, LIST_MAX};
 use selvage_sync::{Kv, KvError};
 use serde::{Deserialize, Serialize};
 
@@ -104,7 +103,7 @@ pub(super) async fn answer(kv: &Kv, rest: &str, request: Request<Incoming>) -> A
             }
             Err(error) => failed(&error),
         },
-        Method::PUT => match body(request, VALUE_BYTES_MAX).await {
+        Method::PUT => match body(request, LARGE_BYTES_MAX).await {
             Ok(value) => done(kv.set(&store, &key, value).await),
             Err(refusal) => *refusal,
         },
@@ -292,6 +291,9 @@ fn failed(error: &KvError) -> Answer {
         KvError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "try again"),
         KvError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down"),
         KvError::Corrupt { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "set or delete the key"),
+        KvError::Hidden => (StatusCode::BAD_REQUEST, "use another key"),
+        KvError::Incomplete { .. } => (StatusCode::SERVICE_UNAVAILABLE, "try again: the rest is on its way"),
+        KvError::Changed { .. } => (StatusCode::CONFLICT, "read it again"),
         KvError::NotCounter { .. } => (StatusCode::CONFLICT, "delete the key first"),
         KvError::Quota { .. } => (StatusCode::INSUFFICIENT_STORAGE, "delete keys, or raise the quota in node.toml"),
         KvError::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "make room on the node's disk"),

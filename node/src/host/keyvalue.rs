@@ -235,8 +235,8 @@ mod draft2 {
             self.store(&bucket)?.increment(&key, delta).await
         }
 
-        /// Compares with what this node knows. Stores are replicated and the last write wins, so a write elsewhere
-        /// that has not arrived yet is not seen: it is no lock between nodes.
+        /// Compares with what this node knows, and nothing comes between that and the write. Stores are replicated and
+        /// the last write wins, so a write elsewhere that has not arrived yet is not seen: it is no lock between nodes.
         async fn swap(
             &mut self,
             cas: Resource<Cas>,

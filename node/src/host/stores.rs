@@ -79,13 +79,9 @@ impl Store {
         Ok(self.kv.increment(&self.name, key, delta).await?)
     }
 
-    /// Sets `key` to `value` if this node knows it as `seen`; whether it did.
+    /// Sets `key` to `value` if it stands here as `seen` at that moment; whether it did.
     pub(super) async fn swap(&self, key: &str, seen: Option<&[u8]>, value: Vec<u8>) -> Result<bool, StoreError> {
-        if self.get(key)?.as_deref() != seen {
-            return Ok(false);
-        }
-        self.set(key, value).await?;
-        Ok(true)
+        Ok(self.kv.swap(&self.name, key, seen, Bytes::from(value)).await?)
     }
 
     /// Sets one after the other. What was set before a failure stays, as the interface allows.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use selvage_config::StoreName;
 
-use super::{Kv, KvError, Listed, listed};
+use super::{HIDDEN, Kv, KvError, Listed, listed};
 use crate::entry::Key;
 use crate::layout;
 use crate::read::{self, Found, ReadError};
@@ -63,7 +63,9 @@ impl Kv {
                     continue;
                 }
             }
-            let found = changed.rows.iter().map(|row| self.change(store, &row[base.len()..]));
+            let hidden = |row: &&bytes::Bytes| row[base.len()..].starts_with(HIDDEN.to_string().as_bytes());
+            let found =
+                changed.rows.iter().filter(|row| !hidden(row)).map(|row| self.change(store, &row[base.len()..]));
             return Ok(Watched { changes: found.collect::<Result<_, _>>()?, cursor: from, missed: changed.missed });
         }
     }
