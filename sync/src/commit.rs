@@ -170,7 +170,7 @@ impl Committer {
     fn event(&mut self, event: Event, later: &mut Vec<Action>) {
         if let Some(error) = self.failed.clone() {
             if let Event::Write { ticket, .. } = event {
-                self.answer(ticket, Err(KvError::Engine(error)));
+                self.answer(ticket, Err(refused(error)));
             }
             return;
         }
@@ -252,7 +252,7 @@ impl Committer {
             Action::Commit(_) => {}
             Action::Done { ticket, result } => {
                 let result = match (&self.failed, &self.full, result) {
-                    (Some(error), _, _) => Err(KvError::Engine(error.clone())),
+                    (Some(error), _, _) => Err(refused(error.clone())),
                     (None, Some(error), Ok(_)) => Err(KvError::Full(error.clone())),
                     (None, None, Ok(value)) => Ok(value),
                     (None, _, Err(error)) => Err(self.refusal(ticket, &error)),
@@ -315,6 +315,10 @@ impl Committer {
     }
 }
 
+fn refused(error: EngineError) -> KvError {
+    if error.is_full() { KvError::Full(error) } else { KvError::Engine(error) }
+}
+
 /// Milliseconds since the Unix epoch by the wall clock.
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -336,6 +340,7 @@ mod tests {
         rows: Memory,
         flushes: AtomicUsize,
         broken: AtomicBool,
+        full: AtomicBool,
     }
 
     impl Engine for Counting {
@@ -353,8 +358,11 @@ mod tests {
 
         fn flush(&self) -> Result<(), EngineError> {
             self.flushes.fetch_add(1, Ordering::Relaxed);
+            if self.full.load(Ordering::Relaxed) {
+                return Err(EngineError::full("flush", std::io::Error::other("no space")));
+            }
             if self.broken.load(Ordering::Relaxed) {
-                return Err(EngineError::new("flush", std::io::Error::other("no space")));
+                return Err(EngineError::new("flush", std::io::Error::other("torn")));
             }
             Ok(())
         }
@@ -422,6 +430,34 @@ mod tests {
             assert!(matches!(done.blocking_recv(), Ok(Err(KvError::Engine(_)))));
         }
         assert!(link.blocking_recv().is_none(), "the link ended and the write was not sent");
+        drop(sender);
+        committer.join().unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_refuses_writes_and_ends_links_until_there_is_room() {
+        let engine: Arc<Counting> = Arc::default();
+        let replica = replica(&engine);
+        let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+        let committer = std::thread::spawn({
+            let engine = Arc::clone(&engine) as Arc<dyn Engine>;
+            move || run(replica, engine, inputs, SharedHealth::default())
+        });
+        let made = |number| {
+            let (input, done) = write(number);
+            assert!(sender.blocking_send(input).is_ok());
+            done.blocking_recv().unwrap()
+        };
+        assert!(made(0).is_ok());
+        engine.full.store(true, Ordering::Relaxed);
+        assert!(matches!(made(1), Err(KvError::Full(_))));
+        assert!(matches!(made(2), Err(KvError::Full(_))));
+        // While what waits is not durable, no peer may learn of it.
+        let (frames, mut link) = mpsc::channel(16);
+        assert!(sender.blocking_send(Input::Connected { peer: "b".parse().unwrap(), session: 1, frames }).is_ok());
+        assert!(link.blocking_recv().is_none());
+        engine.full.store(false, Ordering::Relaxed);
+        assert!(made(3).is_ok());
         drop(sender);
         committer.join().unwrap();
     }

@@ -11,6 +11,9 @@ use crate::engine::envelope::{self, Hash, Sealed};
 use crate::engine::usage::{Usage, Weight};
 use crate::engine::{Batch, Corrupt, EngineError};
 
+/// Bytes that may wait in memory for room on the disk.
+const WAITING_BYTES_MAX: usize = 4 * PENDING_BYTES_MAX;
+
 /// A batch in envelopes, and what it changes besides.
 #[derive(Default)]
 struct Sealing {
@@ -67,7 +70,11 @@ impl Core {
         writing.pending_bytes += sealing.bytes;
         let since = *writing.since.get_or_insert_with(Instant::now);
         if writing.pending_bytes > PENDING_BYTES_MAX || since.elapsed() > PENDING_AGE_MAX {
-            self.write_out(&mut writing, false)?;
+            match self.write_out(&mut writing, false) {
+                // It waits for room in memory, and the next flush tells. Only so much of it does.
+                Err(error) if error.is_full() && writing.pending_bytes <= WAITING_BYTES_MAX => {}
+                written => return written,
+            }
         }
         Ok(())
     }
