@@ -115,6 +115,18 @@ pub struct Component {
     /// What its requests may share.
     #[serde(default, skip_serializing_if = "Isolation::is_fresh")]
     pub isolation: Isolation,
+    /// Whether its requests carry the fields that Spin adds (`spin-*`). Older nodes always add them.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub spin_headers: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// An app document that contradicts itself.
@@ -265,6 +277,7 @@ impl Component {
             jwt: None,
             limits: Limits::default(),
             isolation: Isolation::Fresh,
+            spin_headers: true,
         }
     }
 
@@ -315,7 +328,7 @@ mod tests {
     fn isolation_stands_in_the_document_only_if_it_was_chosen() {
         let mut app = app();
         let fresh = String::from_utf8(app.to_json()).unwrap();
-        assert!(!fresh.contains("isolation"), "{fresh}");
+        assert!(!fresh.contains("isolation") && !fresh.contains("spin_headers"), "{fresh}");
         app.components.values_mut().next().unwrap().isolation = Isolation::Reuse(isolation::Reuse::default());
         let reused = app.to_json();
         assert_ne!(reused, fresh.as_bytes());

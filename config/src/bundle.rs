@@ -137,6 +137,7 @@ impl Loading {
             jwt: draft.jwt,
             limits: draft.limits,
             isolation: draft.isolation,
+            spin_headers: draft.spin_headers,
         })
     }
 

@@ -76,6 +76,7 @@ pub(crate) struct ComponentDraft {
     pub(crate) jwt: Option<Rule>,
     pub(crate) limits: Limits,
     pub(crate) isolation: Isolation,
+    pub(crate) spin_headers: bool,
 }
 
 /// Files that a guest will see.
@@ -245,6 +246,7 @@ impl Reading<'_> {
         let templates: BTreeMap<_, _> = templates.collect();
         let allowed_outbound_hosts = self.outbound(&raw.allowed_outbound_hosts, field, variables);
         let key_value_stores = self.all(&raw.key_value_stores, &format!("{field}.key_value_stores"));
+        let spin_headers = raw.tool.selvage.as_ref().and_then(|rules| rules.spin_headers).unwrap_or(true);
         let (jwt, limits, isolation) = self.rules(raw.tool.selvage, field, issuers);
         let files = raw.files.into_iter().map(|files| {
             let (span, field) = (files.span(), format!("{field}.files"));
@@ -274,6 +276,7 @@ impl Reading<'_> {
             jwt,
             limits,
             isolation,
+            spin_headers,
         })
     }
 

@@ -174,7 +174,13 @@ impl ActiveApp {
                 tracing::warn!(app = %app.name, route = %route.pattern, "route is there twice, the last one counts");
             }
         }
-        let route = |(pattern, target)| Route { fields: OfRoute::new(&pattern), pattern, target };
+        let route = |(pattern, target)| {
+            let is_spin = match &target {
+                Target::Component(target) => app.components.get(&target.component).is_none_or(|it| it.spin_headers),
+                Target::Static(_) => true,
+            };
+            Route { fields: OfRoute::new(&pattern, is_spin), pattern, target }
+        };
         let routes = routes.into_iter().map(route).collect();
         Ok(Self { app, release, manifest, routes, counters: OnceLock::new(), held: Held::default() })
     }

@@ -86,6 +86,7 @@ pub(super) struct ComponentRules {
     pub(super) limits: Option<Spanned<Limits>>,
     pub(super) isolation: Option<Spanned<String>>,
     pub(super) reuse: Option<Spanned<Reuse>>,
+    pub(super) spin_headers: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

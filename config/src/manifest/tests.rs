@@ -169,3 +169,13 @@ proptest::proptest! {
         let _ = parse(&GOOD[at..]);
     }
 }
+
+#[test]
+fn requests_carry_spins_fields_unless_the_author_says_otherwise() {
+    let told = |text: &str| parse(text).unwrap().components.values().next().unwrap().spin_headers;
+    let with = |rules: &str| GOOD.replacen("limits = { cpu_ms = 20 }", rules, 1);
+    assert!(told(GOOD) && told(&with("spin_headers = true")));
+    assert!(!told(&with("spin_headers = false")));
+    let place = only_place(&with("spin_headers = \"no\""));
+    assert_eq!(place.line, Some(51), "{place:?}");
+}

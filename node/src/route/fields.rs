@@ -52,15 +52,22 @@ const JWT_CLAIMS: HeaderName = HeaderName::from_static("x-jwt-claims");
 /// What a route tells the guest of itself, the same for every request.
 #[derive(Debug, Clone)]
 pub struct OfRoute {
+    /// What Spin would tell, if the guest is to know.
+    spin: Option<OfSpin>,
+}
+
+#[derive(Debug, Clone)]
+struct OfSpin {
     pattern: Option<HeaderValue>,
     prefix: Option<HeaderValue>,
 }
 
 impl OfRoute {
-    /// The fields of `pattern`.
-    pub fn new(pattern: &Pattern) -> Self {
+    /// The fields of `pattern`, with those of Spin's or without.
+    pub fn new(pattern: &Pattern, is_spin: bool) -> Self {
         let value = |text: String| HeaderValue::from_maybe_shared(Bytes::from(text)).ok();
-        Self { pattern: value(pattern.to_string()), prefix: value(pattern.prefix()) }
+        let spin = || OfSpin { pattern: value(pattern.to_string()), prefix: value(pattern.prefix()) };
+        Self { spin: is_spin.then(spin) }
     }
 }
 
@@ -114,21 +121,23 @@ pub fn tell_guest(request: &mut Request, authority: &Authority, route: (&OfRoute
             fields.insert(name, value);
         }
     };
-    set(PATH_INFO, text(captures.rest.as_deref().unwrap_or_default()));
     set(HOST, url.authority());
     set(FORWARDED_HOST, url.authority());
-    set(FULL_URL, url.whole());
-    set(MATCHED_ROUTE, of_route.pattern.clone());
-    set(RAW_COMPONENT_ROUTE, of_route.pattern.clone());
-    set(COMPONENT_ROUTE, of_route.prefix.clone());
-    set(BASE_PATH, Some(HeaderValue::from_static("/")));
     set(FORWARDED_FOR, text(address_in(&client)));
-    set(CLIENT_ADDR, text(&client));
     set(FORWARDED_PROTO, Some(HeaderValue::from_static(scheme)));
-    for (name, value) in &captures.params {
-        let name = format!("spin-path-match-{}", name.to_ascii_lowercase().replace('_', "-"));
-        if let Ok(name) = HeaderName::try_from(name) {
-            set(name, text(value));
+    if let Some(spin) = &of_route.spin {
+        set(PATH_INFO, text(captures.rest.as_deref().unwrap_or_default()));
+        set(FULL_URL, url.whole());
+        set(MATCHED_ROUTE, spin.pattern.clone());
+        set(RAW_COMPONENT_ROUTE, spin.pattern.clone());
+        set(COMPONENT_ROUTE, spin.prefix.clone());
+        set(BASE_PATH, Some(HeaderValue::from_static("/")));
+        set(CLIENT_ADDR, text(&client));
+        for (name, value) in &captures.params {
+            let name = format!("spin-path-match-{}", name.to_ascii_lowercase().replace('_', "-"));
+            if let Ok(name) = HeaderName::try_from(name) {
+                set(name, text(value));
+            }
         }
     }
     if let Some(claims) = claims {
@@ -212,11 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_wants_nothing_of_spins_learns_who_asks_and_no_more() {
+        let pattern: Pattern = "/u/:name/...".parse().unwrap();
+        // What a client says of these is taken out all the same, before.
+        let mut request = request("/u/ada/x", &[]);
+        let captures = pattern.captures("/u/ada/x").unwrap();
+        tell_guest(&mut request, &"a.example".parse().unwrap(), (&OfRoute::new(&pattern, false), &captures), None);
+        let names: Vec<_> = told(&request).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]);
+    }
+
+    #[test]
     fn a_guest_learns_what_spin_would_tell() {
         let pattern: Pattern = "/u/:User_Name/...".parse().unwrap();
         let mut request = request("/u/ada/x/y?q=1", &[]);
         let captures = pattern.captures("/u/ada/x/y").unwrap();
-        tell_guest(&mut request, &"a.example:8443".parse().unwrap(), (&OfRoute::new(&pattern), &captures), None);
+        tell_guest(&mut request, &"a.example:8443".parse().unwrap(), (&OfRoute::new(&pattern, true), &captures), None);
         let want = [
             ("host", "a.example:8443"),
             ("spin-base-path", "/"),
@@ -303,7 +323,7 @@ mod tests {
             fields.insert("authorization", format!("Bearer {token}").try_into().unwrap());
             let believed = authorize(&rule, &issuer, "/", &fields, today(), Instant::now()).await.unwrap();
             let mut request = request("/", &[]);
-            let route = OfRoute::new(&Pattern::everything());
+            let route = OfRoute::new(&Pattern::everything(), true);
             tell_guest(&mut request, &"a".parse().unwrap(), (&route, &Captures::default()), believed.as_ref());
             let fields = request.http.headers();
             assert_eq!(fields.get("x-jwt-sub").map(|v| v.to_str().unwrap()), want, "{subject}");
