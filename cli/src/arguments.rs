@@ -8,6 +8,7 @@ use miette::Report;
 use crate::output::{Format, Output};
 use crate::{
     certs, check, control_plane, demo, deploy, key, kv, loadtest, node, nodes, push, revoke, root, sign, token, up,
+    verify,
 };
 
 /// An edge CDN worker: signed WebAssembly components behind HTTP/1.1, HTTP/2 and HTTP/3, with replicated KV.
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Push(push::Arguments),
     /// Sign a pushed app, as cosign does.
     Sign(sign::Arguments),
+    /// Tell whether a policy accepts an artifact's signatures, as a node does; offline, if its bundles are at hand.
+    Verify(verify::Arguments),
     /// Make a pushed app the current release, and wait until nodes serve it.
     Deploy(deploy::Arguments),
     /// Go back to an earlier release.
@@ -85,6 +88,7 @@ impl Command {
             Self::Root(arguments) => root::run(arguments, *output),
             Self::Push(arguments) => push::run(arguments, *output).await,
             Self::Sign(arguments) => sign::run(arguments, *output).await,
+            Self::Verify(arguments) => verify::run(arguments, *output).await,
             Self::Deploy(arguments) => deploy::run(arguments, *output).await,
             Self::Rollback(arguments) => deploy::rollback(arguments, *output).await,
             Self::Revoke(arguments) => revoke::run(arguments, *output).await,

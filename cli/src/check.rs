@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use miette::Report;
 use selvage_config::bundle::Bundle;
+use selvage_config::policy::Policy;
 
 use crate::output::{Output, failure, wrong};
 use crate::up::CacheArguments;
@@ -13,10 +14,10 @@ use crate::{control_plane, node};
 /// `selvage check`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  selvage check spin.toml            the manifest, its files, and what each component imports\n  selvage check /etc/selvage/node.toml"
+    after_help = "Examples:\n  selvage check spin.toml            the manifest, its files, and what each component imports\n  selvage check /etc/selvage/node.toml\n  selvage check /etc/selvage/policy.toml   also what is likely not meant; exit code 1 if there is any"
 )]
 pub(crate) struct Arguments {
-    /// A spin.toml, a .wasm file, a node's or a control plane's configuration.
+    /// A spin.toml, a .wasm file, a node's or a control plane's configuration, or a policy.
     #[arg(default_value = "spin.toml")]
     path: PathBuf,
 
@@ -30,6 +31,7 @@ enum Kind {
     App,
     Node,
     ControlPlane,
+    Policy,
 }
 
 /// Checks one document.
@@ -38,14 +40,31 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     let kind = kind(path)?;
     let what = match kind {
         Kind::App => app(path, &arguments.cache).await?,
+        Kind::Policy => return policy(path, output),
         Kind::Node => {
             let config = node::load(path)?;
+            let policy = config.trust.policy.as_deref().map(selvage_node::release::verify::Policy::load).transpose();
+            policy.map_err(|error| failure("use the policy", &error, None))?;
             format!("node {} in {}", config.name, config.region)
         }
         Kind::ControlPlane => format!("control plane at {}", control_plane::load(path)?.listen),
     };
     output.answer(&serde_json::json!({ "file": path, "ok": true, "what": what }), format_args!("ok: {what}"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Checks a policy with its keys and trust roots, and tells what is likely not meant.
+fn policy(path: &Path, output: Output) -> Result<ExitCode, Report> {
+    let text = std::fs::read_to_string(path).map_err(|error| failure("read the policy", &error, None))?;
+    let document = Policy::parse(path, &text)?;
+    selvage_node::release::verify::Policy::load(path).map_err(|error| failure("use the policy", &error, None))?;
+    let lints = document.lints();
+    let what = format!("policy with {} rules", document.rules.len());
+    let told = lints.iter().map(|lint| format!("\n{}: {}: {}", path.display(), lint.field, lint.message));
+    let text = format!("{}: {what}{}", if lints.is_empty() { "ok" } else { "look at" }, told.collect::<String>());
+    let answer = serde_json::json!({ "file": path, "ok": lints.is_empty(), "what": what, "lints": lints });
+    output.answer(&answer, text);
+    Ok(if lints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn app(path: &Path, cache: &CacheArguments) -> Result<String, Report> {
@@ -71,7 +90,9 @@ fn kind_of(text: &str) -> Kind {
         text.lines()
             .any(|line| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')))
     };
-    if has("region") {
+    if text.lines().any(|line| line.trim_start().starts_with("[[rule]]")) {
+        Kind::Policy
+    } else if has("region") {
         Kind::Node
     } else if has("state_dir") && !has("spin_manifest_version") {
         Kind::ControlPlane
@@ -88,6 +109,7 @@ mod tests {
     fn the_kind_of_a_document_shows_in_its_keys() {
         assert_eq!(kind_of("spin_manifest_version = 2"), Kind::App);
         assert_eq!(kind_of("name = 'a'\nregion='fra'\nstate_dir = 's'"), Kind::Node);
+        assert_eq!(kind_of("[[rule]]\napps = ['a']"), Kind::Policy);
         assert_eq!(kind_of("listen = 'x'\nstate_dir = 's'"), Kind::ControlPlane);
     }
 }

@@ -27,6 +27,7 @@ mod root;
 mod sign;
 mod token;
 mod up;
+mod verify;
 
 use std::process::ExitCode;
 

@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod node;
 pub mod oci;
 pub mod plan;
+pub mod policy;
 pub mod release;
 pub mod root;
 pub mod signature;

@@ -167,6 +167,8 @@ pub struct Trust {
     /// Whether cosign 2's `.sig` tags count where an artifact has no bundle. Default no.
     #[serde(default)]
     pub legacy_signatures: bool,
+    /// A policy file instead of `keys`: who must have signed which app, with thresholds, identities and attestations.
+    pub policy: Option<PathBuf>,
     /// The root of the fleet's plans, as `selvage root` makes it: this one and those that follow it say which key signs
     /// plans. With it, an unsigned or older plan is refused.
     pub root: Option<PathBuf>,
@@ -212,8 +214,12 @@ impl NodeConfig {
             let hint = "listen on 127.0.0.1 or add [identity]";
             problems.add(None, "listen.admin", "without an identity only loopback is taken", Some(hint));
         }
-        if config.control_plane.is_some() && config.trust.keys.is_empty() {
-            let hint = "add keys = [\"cosign.pub\"] under [trust]";
+        if config.trust.policy.is_some() && (!config.trust.keys.is_empty() || config.trust.legacy_signatures) {
+            let hint = "say it in the policy's rules";
+            problems.add(None, "trust.policy", "stands in place of keys and legacy_signatures", Some(hint));
+        }
+        if config.control_plane.is_some() && config.trust.keys.is_empty() && config.trust.policy.is_none() {
+            let hint = "add keys = [\"cosign.pub\"] under [trust], or policy = \"policy.toml\"";
             problems.add(None, "trust.keys", "no key is trusted, so nothing would ever run", Some(hint));
         }
         let trust = &config.trust;
@@ -234,7 +240,13 @@ impl NodeConfig {
     fn place_below(&mut self, base: &Path) {
         let certificates = self.certificates.iter_mut().flat_map(|c| [&mut c.certificate, &mut c.key]);
         let identity = self.identity.iter_mut().flat_map(|i| [&mut i.certificate, &mut i.key, &mut i.roots]);
-        let keys = self.trust.keys.iter_mut().chain(&mut self.trust.root).chain(&mut self.egress.roots);
+        let keys = self
+            .trust
+            .keys
+            .iter_mut()
+            .chain(&mut self.trust.root)
+            .chain(&mut self.trust.policy)
+            .chain(&mut self.egress.roots);
         for path in certificates.chain(identity).chain(keys).chain([&mut self.state_dir]).chain(&mut self.tls.secret) {
             *path = base.join(&path);
         }

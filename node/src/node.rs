@@ -24,7 +24,7 @@ use selvage_config::node::{
 };
 use selvage_config::plan::{Plan, Status};
 use selvage_config::root::ROOT_BYTES_MAX;
-use selvage_config::{Limits, NodeName, Region, StoreLabel, StoreName};
+use selvage_config::{Digest, Limits, NodeName, Region, StoreLabel, StoreName};
 use selvage_sync::{Kv, Options as KvOptions, Tls};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -47,14 +47,14 @@ use crate::release::ledger::Ledger;
 use crate::release::origin::{Origin, chain};
 use crate::release::plan::{self, Course};
 use crate::release::state::State;
-use crate::release::verify::{Policy, PublicKey, Terms};
+use crate::release::verify::{Policy, PolicyError, Terms};
 use crate::route::Table;
 use crate::serve::Parts;
 
 /// How often certificate files are looked at.
 const CERTIFICATES_LOOK: Duration = Duration::from_secs(30);
-/// Largest file of a public key, bytes.
-const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// How often the policy's files are looked at.
+const POLICY_LOOK: Duration = Duration::from_secs(5);
 /// How long an operator's request may take to end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 /// How long the last instances may take to go, and how often that is looked at.
@@ -140,6 +140,7 @@ impl Node {
         let fleet = config.identity.as_ref().map(Fleet::load).transpose()?;
         let reload = certificates(&config.certificates, config.tls.provider)?;
         let secret = config.tls.secret.as_deref().map_or_else(own_secret, |path| Ok(FrontSecret::load(path)?))?;
+        let seen = look_of(&config.trust);
         let policy = trust(&config.trust)?;
         let origin = match (&config.control_plane, &fleet) {
             (Some(place), Some(fleet)) => Some(Origin::new(&place.address, (*fleet.client()?).clone())?),
@@ -153,7 +154,7 @@ impl Node {
         let state = State::open(&config.state_dir)?;
         let ledger = ledger(&config.trust, &state)?;
         let revoked = ledger.as_ref().map(Ledger::revoked).unwrap_or_default();
-        let terms = Terms { policy, revoked };
+        let terms = Terms::new(policy, revoked);
         let kv = open_kv(&config, fleet.as_ref()).await?;
         let compiled = state.dir().join(COMPILED);
         let base = base(state.clone(), kv.clone(), terms, config.limits.clone(), ways_out, (engines, compiled)).await?;
@@ -202,6 +203,7 @@ impl Node {
         if let Some(fleet) = fleet {
             tasks.spawn(look_at_identity(fleet));
         }
+        tasks.spawn(look_at_policy(config.trust.clone(), terms.clone(), seen));
         let mut held = None;
         match origin {
             None => held = Some(plans),
@@ -392,15 +394,48 @@ async fn look_at_identity(fleet: Fleet) {
 }
 
 /// The node's own trust: nothing but its configuration makes it.
-fn trust(trust: &Trust) -> Result<Policy, StartError> {
-    let read = |path: &PathBuf| {
-        let mut pem = Vec::new();
-        let file = std::fs::File::open(path).and_then(|file| file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut pem));
-        file.map_err(|source| StartError::KeyFile { path: path.clone(), source })?;
-        PublicKey::from_pem(&pem).map_err(|source| StartError::Key { path: path.clone(), source })
-    };
-    let keys = trust.keys.iter().map(read).collect::<Result<_, _>>()?;
-    Ok(Policy::Keys { keys, legacy: trust.legacy_signatures })
+fn trust(trust: &Trust) -> Result<Policy, PolicyError> {
+    match &trust.policy {
+        Some(path) => Policy::load(path),
+        None => Policy::of_key_files(&trust.keys, trust.legacy_signatures),
+    }
+}
+
+/// The files that the policy is made of: changed ones are read anew.
+fn look_of(trust: &Trust) -> Vec<Option<Digest>> {
+    let policy = trust.policy.iter().chain(&trust.keys);
+    let mut files: Vec<PathBuf> = policy.cloned().collect();
+    if let Some(document) = trust.policy.as_ref().and_then(|path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        selvage_config::policy::Policy::parse(path, &text).ok()
+    }) {
+        files.extend(document.files().cloned());
+    }
+    files.iter().map(|path| Some(Digest::of(&std::fs::read(path).ok()?))).collect()
+}
+
+/// Takes a new policy as it comes: what runs is verified by it, and what it does not cover stops. A bad one is told, and
+/// the old one stays.
+async fn look_at_policy(trusted: Trust, terms: watch::Sender<Arc<Terms>>, mut seen: Vec<Option<Digest>>) {
+    loop {
+        tokio::time::sleep(POLICY_LOOK).await;
+        let (looking, before) = (trusted.clone(), seen.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let now = look_of(&looking);
+            let policy = (now != before).then(|| trust(&looking));
+            (now, policy)
+        });
+        let Ok((now, policy)) = looked.await else { return };
+        seen = now;
+        match policy {
+            None => {}
+            Some(Ok(policy)) => {
+                tracing::info!("new policy");
+                terms.send_modify(|terms| *terms = Arc::new(Terms::new(policy, terms.revoked.clone())));
+            }
+            Some(Err(error)) => tracing::error!(error = chain(&error), "policy can't be used, the old one stays"),
+        }
+    }
 }
 
 /// The ledger of what the fleet signed, if the node has a root.

@@ -1,8 +1,8 @@
 //! A release on its way to serving: [`plan`] says what shall run, [`fetch`] brings it, [`verify`] decides whether a
 //! trusted key signed it, [`compile`] makes code of it, [`activate`] swaps it in.
 //!
-//! [`origin`] is the control plane as a node reaches it, [`ledger`] what makes sure that a plan is new, [`state`] what a
-//! node keeps to do without it.
+//! [`origin`] is the control plane as a node reaches it, [`ledger`] what makes sure that a plan is new, [`trial`] what a
+//! node does with a release that brings it down, [`state`] what it keeps to do without the control plane.
 
 pub mod plan;
 
@@ -17,3 +17,4 @@ pub mod activate;
 pub mod ledger;
 pub mod origin;
 pub mod state;
+pub mod trial;

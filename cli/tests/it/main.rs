@@ -10,3 +10,4 @@ mod program;
 mod refusals;
 mod root;
 mod up;
+mod verify;

@@ -162,8 +162,17 @@ fn cosign_3_signs(fleet: &Fleet, run: &dyn Fn(&str, &[&str]) -> Output, registry
     let name = format!("{registry}/hello-p3@{digest}");
     well(
         "cosign 3 signs",
-        &run("cosign3", &["sign", "--key", "release.key", "--signing-config", "signing.json", "-y", &name]),
+        &run(
+            "cosign3",
+            &["sign", "--key", "release.key", "--signing-config", "signing.json", "-a", "env=prod", "-y", &name],
+        ),
     );
+    for (env, accepted) in [("prod", true), ("test", false)] {
+        let policy = format!("[[rule]]\nannotations = {{ env = '{env}' }}\nsigners = [{{ key = 'release.pub' }}]\n");
+        std::fs::write(fleet.path("policy.toml"), policy).unwrap();
+        let told = fleet.selvage(&["verify", &format!("hello-p3@{digest}"), "--policy", "policy.toml"]);
+        assert_eq!(told.status.success(), accepted, "{env}: {}", String::from_utf8_lossy(&told.stdout));
+    }
     well("deploy what cosign 3 signed", &fleet.selvage(&["deploy", &format!("hello-p3@{digest}")]));
 }
 

@@ -15,7 +15,7 @@ use crate::release::compile::CacheError;
 use crate::release::ledger::LedgerError;
 use crate::release::origin::OriginError;
 use crate::release::state::StateError;
-use crate::release::verify::KeyError;
+use crate::release::verify::PolicyError;
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -35,21 +35,16 @@ pub enum StartError {
     /// A certificate of the front can't be used.
     #[error("certificates")]
     Certificates(#[from] ReloadError),
-    /// A file of a trusted key can't be read.
+    /// The policy can't be used.
+    #[error("trust")]
+    Policy(#[from] PolicyError),
+    /// The file of the root can't be read.
     #[error("read {path}")]
     KeyFile {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
-    },
-    /// A trusted key can't be used.
-    #[error("trusted key {path}")]
-    Key {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: KeyError,
     },
     /// The root of the fleet's plans can't be read.
     #[error("root {path}")]

@@ -24,6 +24,7 @@ use super::fetch::{fetch, fetch_head};
 use super::ledger::Ledger;
 use super::origin::{Backoff, Origin, chain};
 use super::state::StateError;
+use super::trial::Trials;
 use super::verify::Terms;
 use crate::route::{ActiveApp, Table};
 use crate::serve::Parts;
@@ -57,6 +58,8 @@ pub struct Activation {
     ledger: Option<Ledger>,
     /// By which terms what runs was verified.
     verified_by: Arc<Terms>,
+    /// What has not behaved for long enough yet.
+    trials: Trials,
     parts: Arc<Parts>,
     domain: String,
     drain: Duration,
@@ -103,6 +106,7 @@ impl Activation {
     ) -> Self {
         Self {
             verified_by: base.terms(),
+            trials: Trials::open(base.state.clone()),
             base,
             origin,
             ledger,
@@ -150,6 +154,12 @@ impl Activation {
             self.good.retain(|app, _| planned.contains(app));
             self.set_peers(plan);
         }
+        for release in self.good.values_mut() {
+            // What brought the node down is not what was good.
+            if let Some(before) = self.trials.before(release.manifest) {
+                *release = before;
+            }
+        }
         let origin = self.origin.take();
         self.bring_up(self.good.values().cloned().collect(), Aim::Good).await;
         self.origin = origin;
@@ -180,7 +190,8 @@ impl Activation {
                     _ = terms.changed() => continue,
                 };
             }
-            // Dropping either branch is safe: neither holds anything.
+            let due = self.trials.due();
+            // Dropping any branch is safe: none holds anything.
             tokio::select! {
                 changed = plans.changed() => {
                     if changed.is_err() {
@@ -189,6 +200,11 @@ impl Activation {
                     backoff.reset();
                 }
                 _ = terms.changed() => backoff.reset(),
+                () = until(due) => {
+                    if self.trials.pass(Instant::now()) {
+                        self.trials.keep().await;
+                    }
+                }
                 () = tokio::time::sleep(backoff.pause()), if again => {}
             }
         }
@@ -284,6 +300,7 @@ impl Activation {
     /// Brings releases up side by side; each serves as soon as it is ready.
     async fn bring_up(&mut self, releases: Vec<Release>, aim: Aim) {
         let (base, origin, compiling) = (Arc::clone(&self.base), self.origin.clone(), Arc::clone(&self.compiling));
+        let releases = self.put_on_trial(releases, aim).await;
         let one = |release: Release| {
             let (base, origin, compiling) = (Arc::clone(&base), origin.clone(), Arc::clone(&compiling));
             async move {
@@ -314,6 +331,26 @@ impl Activation {
         if !together.is_empty() {
             self.take_up(together, aim).await;
         }
+    }
+
+    /// Counts a start of each that is new here, and leaves out what the process died with too often.
+    async fn put_on_trial(&mut self, releases: Vec<Release>, aim: Aim) -> Vec<Release> {
+        let (mut fit, mut is_new) = (Vec::new(), false);
+        for release in releases {
+            if let Some(starts) = self.trials.quarantined(release.manifest) {
+                let error = ReadyError::Quarantined { release: release.id.clone(), starts };
+                self.refuse(&release, aim, &error);
+                continue;
+            }
+            if matches!(aim, Aim::Planned(_)) || self.trials.has(release.manifest) {
+                is_new |= self.trials.begin(&release, self.good.get(&release.id.app));
+            }
+            fit.push(release);
+        }
+        if is_new {
+            self.trials.keep().await;
+        }
+        fit
     }
 
     /// Swaps in what is ready: all at once, or, if that can't be, each for itself.
@@ -448,7 +485,12 @@ impl Activation {
     async fn sweep(&mut self, plan: &Plan) {
         self.leaving.retain(|(_, app)| app.strong_count() > 0);
         let planned = plan.releases.iter().chain(self.good.values()).map(|release| release.manifest);
-        let manifests: BTreeSet<Digest> = planned.chain(self.leaving.iter().map(|(manifest, _)| *manifest)).collect();
+        let mut manifests: BTreeSet<Digest> =
+            planned.chain(self.leaving.iter().map(|(manifest, _)| *manifest)).collect();
+        if self.trials.retain(&manifests) {
+            self.trials.keep().await;
+        }
+        manifests.extend(self.trials.needed());
         match self.on_disk(move |base| base.state.sweep(&manifests)).await {
             Ok(0) => {}
             Ok(files) => tracing::debug!(files, "dropped what no release needs"),
@@ -462,6 +504,14 @@ impl Activation {
     ) -> Result<T, ReadyError> {
         let base = Arc::clone(&self.base);
         Ok(tokio::task::spawn_blocking(move || act(&base)).await??)
+    }
+}
+
+/// Waits until then, or for ever.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,24 +3,31 @@
 //! First the manifest and its signatures, which are small; the rest only once a trusted key turns out to have signed.
 //! Every digest is computed here, whatever a header says, and no more bytes are read than the manifest names.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use selvage_config::app::App;
 use selvage_config::oci::{self, Descriptor, Index, Manifest, Repository};
 use selvage_config::release::Release;
-use selvage_config::signature::{BUNDLE_BYTES_MAX, SIGNATURES_MAX};
+use selvage_config::signature::{BUNDLE_BYTES_MAX, PREDICATE_SIGN, SIGNATURES_MAX};
 use selvage_config::{AppName, Digest};
 
 use super::origin::{Origin, OriginError};
 use super::state::{State, StateError};
-use super::verify::{Policy, Terms, Trusted, VerifyError, trust};
+use super::verify::{Judge, Terms, Trusted, VerifyError, trust};
 
 /// Blobs of one release under way at once.
 const BLOBS_AT_ONCE: usize = 4;
-/// Artifacts referring to one manifest that are opened. Most are no signatures: bills of materials, attestations.
-const REFERRERS_MAX: usize = 256;
+/// Longest search for signatures among what refers to a manifest. Everything that is listed is looked at until the policy
+/// is met: whoever may push can lengthen the search, not end it, since the list itself has at most [`MANIFEST_BYTES_MAX`].
+const SEARCH_MAX: Duration = Duration::from_secs(300);
+/// When an artifact was made, in an index (OCI image-spec 1.1, annotations).
+const CREATED: &str = "org.opencontainers.image.created";
+/// What a bundle says, in an index (cosign 3, BUNDLE_SPEC.md).
+const PREDICATE_TYPE: &str = "dev.sigstore.bundle.predicateType";
 /// How the media type of a bundle begins, whatever its version: all are looked at, one version is taken.
 const BUNDLE_PREFIX: &str = "application/vnd.dev.sigstore.bundle";
 /// Largest manifest or index, bytes.
@@ -42,6 +49,8 @@ pub struct Fetched {
 pub struct Head {
     /// What the manifest's digest must be.
     pub expected: Digest,
+    /// The repository that it lies in. Empty: none.
+    pub repository: String,
     /// The manifest as it came.
     pub manifest: Bytes,
     /// What may be signatures.
@@ -89,7 +98,8 @@ impl Fetched {
             annotations: BTreeMap::new(),
         };
         let manifest = Bytes::from(serde_json::to_vec(&manifest).expect("a manifest has only string keys"));
-        let head = Head { expected: Digest::of(&manifest), manifest, candidates: Vec::new() };
+        let head =
+            Head { expected: Digest::of(&manifest), repository: String::new(), manifest, candidates: Vec::new() };
         let mut blobs = files;
         blobs.insert(Digest::of(&document), document);
         Self { app: app.name.clone(), head, blobs }
@@ -171,20 +181,25 @@ pub(crate) async fn fetch_head(
 ) -> Result<(Head, Trusted), FetchError> {
     let digest = release.manifest;
     let registry = origin.map(|origin| Registry { origin, repository: &release.repository });
-    let mut head = Head { expected: digest, manifest: Bytes::new(), candidates: Vec::new() };
+    let (app, repository) = (&release.id.app, release.repository.to_string());
+    let mut judge = Judge::new(terms, app, &repository, digest)?;
+    let mut head =
+        Head { expected: digest, repository: repository.clone(), manifest: Bytes::new(), candidates: vec![] };
     head.manifest = match on_disk(state, digest).await? {
         Some(bytes) => bytes,
         None => registry.as_ref().ok_or(FetchError::Offline(digest))?.manifest(digest).await?,
     };
-    head.candidates = disk(state, move |state| candidates_on_disk(state, digest)).await?;
-    let trusted = match (trust(&head, terms), &registry) {
-        (Err(VerifyError::Unsigned | VerifyError::Untrusted { .. }), Some(registry)) => {
-            // Nothing on disk says so; the registry may know a signature that came later.
-            head.candidates = registry.candidates(digest, &terms.policy).await?;
-            trust(&head, terms)?
-        }
-        (trusted, _) => trusted?,
-    };
+    for candidate in disk(state, move |state| candidates_on_disk(state, digest)).await? {
+        judge.offer(&candidate);
+    }
+    if let (false, Some(registry)) = (judge.is_met(), &registry) {
+        // What is on disk does not suffice; the registry may know a signature that came later.
+        let searched = tokio::time::timeout(SEARCH_MAX, registry.search(digest, &mut judge)).await;
+        searched.unwrap_or_else(|_| Err(OriginError::Slow(format!("signatures of {digest}")).into()))?;
+    }
+    head.candidates = judge.kept().to_vec();
+    judge.verdict()?;
+    let trusted = trust(&head, app, terms)?;
     keep_head(state, &head).await?;
     Ok((head, trusted))
 }
@@ -253,9 +268,9 @@ impl Registry<'_> {
         expect(digest, bytes.ok_or(FetchError::Absent(digest))?)
     }
 
-    /// Everything that may be a signature of the manifest. Something broken among it is left out: it must not stand in
-    /// the way of a good one.
-    async fn candidates(&self, manifest: Digest, policy: &Policy) -> Result<Vec<Candidate>, FetchError> {
+    /// Offers what may be a signature of the manifest until the policy is met. Something broken among it is left out: it
+    /// must not stand in the way of a good one.
+    async fn search(&self, manifest: Digest, judge: &mut Judge<'_>) -> Result<(), FetchError> {
         let mut listed = self.listed(&format!("/v2/{}/referrers/{manifest}", self.repository)).await?;
         if listed.is_empty() {
             // A registry without that endpoint: the list lies under a tag (distribution-spec 1.1, "Referrers Tag
@@ -263,20 +278,23 @@ impl Registry<'_> {
             let tag = format!("sha256-{}", manifest.hex());
             listed = self.listed(&format!("/v2/{}/manifests/{tag}", self.repository)).await?;
         }
-        let opened = listed.into_iter().take(REFERRERS_MAX).map(|referrer| self.bundle_of(referrer));
+        // What the list says of each is a hint where to look first, and no more: clients write there whatever they like.
+        let is_signature = |d: &Descriptor| d.annotations.get(PREDICATE_TYPE).is_some_and(|t| t == PREDICATE_SIGN);
+        listed.sort_by_cached_key(|d| (!is_signature(d), Reverse(d.annotations.get(CREATED).cloned())));
+        let opened = listed.into_iter().map(|referrer| self.bundle_of(referrer));
         let opened = futures_util::stream::iter(opened).buffered(BLOBS_AT_ONCE);
-        let mut found = Vec::new();
         let mut opened = std::pin::pin!(opened);
         while let Some(candidate) = opened.next().await {
-            found.extend(candidate?);
-            if found.len() == SIGNATURES_MAX {
-                break;
+            if candidate?.is_some_and(|candidate| judge.offer(&candidate)) {
+                return Ok(());
             }
         }
-        if found.is_empty() && matches!(policy, Policy::Keys { legacy: true, .. }) {
-            return self.legacy(manifest).await;
+        if judge.wants_legacy() {
+            for candidate in self.legacy(manifest).await? {
+                judge.offer(&candidate);
+            }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// The manifests of an index.

@@ -226,7 +226,7 @@ impl Course {
         self.terms.send_if_modified(|terms| {
             let is_new = terms.revoked != revoked;
             if is_new {
-                *terms = Arc::new(Terms { revoked, ..(**terms).clone() });
+                *terms = Arc::new(Terms::new(terms.policy.clone(), revoked));
             }
             is_new
         });

@@ -7,6 +7,7 @@
 //! ```text
 //! plan.json               the last plan
 //! ledger.json             the highest version of plans that was ever taken, and what was ever revoked
+//! trials.json             the releases that have not behaved for long enough yet
 //! roots/<version>.json    the roots that followed the configured one
 //! serving.json            the last good release of each app
 //! blobs/sha256/<hex>      manifests, app documents, components, files, signatures
@@ -31,6 +32,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::ledger::Kept;
+use super::trial::Trial;
 
 /// Largest document besides blobs, bytes.
 const DOCUMENT_BYTES_MAX: u64 = 2 * PLAN_BYTES_MAX as u64;
@@ -140,6 +142,22 @@ impl State {
     /// The disk's.
     pub fn keep_ledger(&self, kept: &Kept) -> Result<(), StateError> {
         keep_document(&self.dir.join("ledger.json"), kept)
+    }
+
+    /// The releases on trial.
+    ///
+    /// # Errors
+    /// The disk's, or a file that is no such list.
+    pub fn trials(&self) -> Result<BTreeMap<Digest, Trial>, StateError> {
+        Ok(document(&self.dir.join("trials.json"))?.unwrap_or_default())
+    }
+
+    /// Keeps the releases on trial.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn keep_trials(&self, trials: &BTreeMap<Digest, Trial>) -> Result<(), StateError> {
+        keep_document(&self.dir.join("trials.json"), trials)
     }
 
     /// A root that followed the configured one.

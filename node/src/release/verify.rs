@@ -4,6 +4,9 @@
 //! document holds routes, grants and token rules. So nothing of a release is outside the signature but the values of
 //! its variables. [`verify`] is the only way to a [`Verified`], and `compile` takes nothing else.
 
+mod judge;
+mod keyless;
+mod policy;
 mod signature;
 
 #[cfg(test)]
@@ -11,6 +14,7 @@ pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use selvage_config::app::{App, AppError, Component};
@@ -18,6 +22,8 @@ use selvage_config::oci::{self, Descriptor, Manifest};
 use selvage_config::snapshot::Revoked;
 use selvage_config::{AppName, ComponentName, Digest};
 
+pub use judge::{Judge, Proof, Verdict};
+pub use policy::{Policy, PolicyError, Rule};
 pub use selvage_config::key::{KeyError, PublicKey};
 pub use signature::SignatureError;
 
@@ -25,35 +31,45 @@ use super::fetch::{Fetched, Head};
 
 /// Most bytes of all blobs of one release together: they are in memory while it is activated.
 pub const RELEASE_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Verdicts that are remembered; at the next one all are found anew.
+const VERDICTS_MAX: usize = 16_384;
 /// How a component begins (component model, "Binary Format"), and how a core module does (core spec 5.5.16).
 const PREAMBLES: [&[u8; 8]; 2] = [b"\0asm\x0d\0\x01\0", b"\0asm\x01\0\0\0"];
 
-/// Whose word counts. A node makes it from its own configuration; a plan has no say in it.
-#[derive(Debug, Clone)]
-pub enum Policy {
-    /// Signatures by these keys. None: nothing runs.
-    Keys {
-        /// The keys.
-        keys: Vec<PublicKey>,
-        /// Whether cosign 2's `.sig` tags count where an artifact has no bundle.
-        legacy: bool,
-    },
-    /// `selvage up`: files that the operator names on the command line. No configuration can produce it.
-    LocalFiles,
-}
-
-/// What counts here now: the policy, and what was taken back from it.
-#[derive(Debug, Clone)]
+/// What counts here now: the policy, what was taken back from it, and what was found by both.
+#[derive(Debug)]
 pub struct Terms {
     /// Whose word counts.
     pub policy: Policy,
     /// What does not run and whose word does not count, whatever the policy says.
     pub revoked: Revoked,
+    /// Verdicts that stand, as long as these terms do. Other terms begin without any.
+    verdicts: Mutex<BTreeMap<(Digest, AppName, String), Arc<Verdict>>>,
+}
+
+impl Terms {
+    /// Terms under which nothing was verified yet.
+    pub fn new(policy: Policy, revoked: Revoked) -> Self {
+        Self { policy, revoked, verdicts: Mutex::default() }
+    }
+
+    /// A verdict that was found before.
+    fn remembered(&self, key: &(Digest, AppName, String)) -> Option<Arc<Verdict>> {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn remember(&self, key: (Digest, AppName, String), verdict: Arc<Verdict>) {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        if verdicts.len() >= VERDICTS_MAX {
+            verdicts.clear();
+        }
+        verdicts.insert(key, verdict);
+    }
 }
 
 impl From<Policy> for Terms {
     fn from(policy: Policy) -> Self {
-        Self { policy, revoked: Revoked::default() }
+        Self::new(policy, Revoked::default())
     }
 }
 
@@ -87,6 +103,27 @@ pub enum VerifyError {
         /// How many were looked at.
         found: usize,
         /// Why each was not taken.
+        #[source]
+        why: Rejections,
+    },
+    /// The policy has no rule for this app, so nobody may sign it.
+    #[error("no rule of the policy covers app {app} in repository {repository:?}")]
+    NoRule {
+        /// The app.
+        app: AppName,
+        /// Where it lies.
+        repository: String,
+    },
+    /// Some of those who must have signed did not.
+    #[error("{what}: by {found} of the {needed} signers that the policy demands")]
+    Short {
+        /// What: `signature`, or the demanded attestation's predicate type.
+        what: String,
+        /// How many signed.
+        found: usize,
+        /// How many must.
+        needed: usize,
+        /// Why what else there is does not count.
         #[source]
         why: Rejections,
     },
@@ -146,13 +183,26 @@ pub enum VerifyError {
 
 /// Why each of some signatures was not taken.
 #[derive(Debug)]
-pub struct Rejections(Vec<(Digest, SignatureError)>);
+pub struct Rejections {
+    kept: Vec<(Digest, SignatureError)>,
+    /// How many were looked at, those that counted included.
+    looked: usize,
+}
+
+impl Rejections {
+    /// The first of them, with their bundles.
+    pub fn iter(&self) -> impl Iterator<Item = (Digest, &SignatureError)> {
+        self.kept.iter().map(|(digest, why)| (*digest, why))
+    }
+}
 
 impl VerifyError {
     /// The stable word for a [`Refusal`](selvage_config::plan::Refusal).
     pub fn cause(&self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",
+            Self::NoRule { .. } => "policy",
+            Self::Short { .. } => "untrusted",
             Self::Revoked(_) => "revoked",
             Self::Untrusted { .. } => "untrusted",
             Self::Digest { .. } | Self::Size { .. } => "digest",
@@ -173,7 +223,7 @@ impl VerifyError {
 /// The first thing that is wrong.
 pub fn verify(fetched: Fetched, terms: &Terms) -> Result<Verified, VerifyError> {
     let Fetched { app: name, head, blobs } = fetched;
-    let trusted = trust(&head, terms)?;
+    let trusted = trust(&head, &name, terms)?;
     let app = trusted.app(&name, &blobs)?;
     if app.name != name {
         return Err(VerifyError::Name { expected: name, actual: app.name });
@@ -192,19 +242,27 @@ pub fn verify(fetched: Fetched, terms: &Terms) -> Result<Verified, VerifyError> 
     Ok(Verified { app, manifest: head.expected, blobs: kept })
 }
 
-/// Takes a manifest only if a trusted key signed it. Cheap, and before anything large is fetched; [`verify`] does it
-/// again, so that it rests on nothing that a fetch remembered.
-pub(crate) fn trust(head: &Head, terms: &Terms) -> Result<Trusted, VerifyError> {
+/// Takes a manifest only if the policy accepts its signatures. Before anything large is fetched, and again by
+/// [`verify`]: the second time it is remembered, for as long as the terms are the same.
+pub(crate) fn trust(head: &Head, app: &AppName, terms: &Terms) -> Result<Trusted, VerifyError> {
+    let mut judge = Judge::new(terms, app, &head.repository, head.expected)?;
+    let key = (head.expected, app.clone(), head.repository.clone());
+    if terms.remembered(&key).is_none() {
+        // Bundles first, wherever they stand: beside one the old form does not count.
+        let (old, new): (Vec<_>, Vec<_>) = head.candidates.iter().partition(|candidate| candidate.is_legacy());
+        for candidate in new.into_iter().chain(old) {
+            judge.offer(candidate);
+        }
+        terms.remember(key, Arc::new(judge.verdict()?));
+    }
+    read(head, terms)
+}
+
+/// The manifest of a head whose signatures suffice.
+fn read(head: &Head, terms: &Terms) -> Result<Trusted, VerifyError> {
     let actual = Digest::of(&head.manifest);
     if actual != head.expected {
         return Err(VerifyError::Digest { expected: head.expected, actual });
-    }
-    if terms.revoked.digests.contains(&actual) {
-        return Err(VerifyError::Revoked(actual));
-    }
-    match &terms.policy {
-        Policy::LocalFiles => {}
-        Policy::Keys { keys, legacy } => signed(head, keys, *legacy, &terms.revoked)?,
     }
     let trusted = Trusted::new(&head.manifest)?;
     let named = || std::iter::once(&trusted.0.config).chain(&trusted.0.layers).map(|descriptor| descriptor.digest);
@@ -212,27 +270,6 @@ pub(crate) fn trust(head: &Head, terms: &Terms) -> Result<Trusted, VerifyError> 
         Some(revoked) => Err(VerifyError::Revoked(revoked)),
         None => Ok(trusted),
     }
-}
-
-/// Whether one of the keys signed the manifest.
-fn signed(head: &Head, keys: &[PublicKey], legacy: bool, revoked: &Revoked) -> Result<(), VerifyError> {
-    let keys: Vec<PublicKey> = keys.iter().filter(|key| !revoked.keys.contains(&key.id())).cloned().collect();
-    let has_bundle = head.candidates.iter().any(|candidate| !candidate.is_legacy());
-    let mut rejections = Vec::new();
-    for candidate in head.candidates.iter().take(selvage_config::signature::SIGNATURES_MAX) {
-        // Whoever hides the bundles must not gain by it: the old form counts only where the operator allows it.
-        let allowed = !candidate.is_legacy() || (legacy && !has_bundle);
-        let checked =
-            if allowed { signature::check(candidate, head.expected, &keys) } else { Err(SignatureError::Legacy) };
-        match checked {
-            Ok(()) => return Ok(()),
-            Err(why) => rejections.push((candidate.layer.digest, why)),
-        }
-    }
-    if rejections.is_empty() {
-        return Err(VerifyError::Unsigned);
-    }
-    Err(VerifyError::Untrusted { found: rejections.len(), why: Rejections(rejections) })
 }
 
 impl Trusted {
@@ -360,9 +397,12 @@ impl<'a> VerifiedComponent<'a> {
 
 impl fmt::Display for Rejections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (digest, why)) in self.0.iter().enumerate() {
+        for (index, (digest, why)) in self.kept.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
             write!(f, "{separator}signature {}: {why}", digest.short())?;
+        }
+        if self.looked > self.kept.len() && !self.kept.is_empty() {
+            write!(f, "; {} looked at", self.looked)?;
         }
         Ok(())
     }

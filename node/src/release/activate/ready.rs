@@ -76,6 +76,14 @@ pub enum ReadyError {
         /// Its manifest.
         manifest: Digest,
     },
+    /// The process died too often while it was new here.
+    #[error("the node died {starts} times while {release} was new: left alone until another release is planned")]
+    Quarantined {
+        /// The release.
+        release: ReleaseId,
+        /// How often.
+        starts: u32,
+    },
     /// It is not what a trusted key signed.
     #[error("verify")]
     Verify(#[from] VerifyError),
@@ -138,6 +146,7 @@ impl ReadyError {
             Self::Fetch(error) => error.cause(),
             Self::Verify(error) => error.cause(),
             Self::Unlisted { .. } => "unlisted",
+            Self::Quarantined { .. } => "quarantined",
             Self::Variables(_) | Self::Outbound { .. } | Self::Routes(_) | Self::Issuer { .. } => "app",
             Self::Compile { .. } => "compile",
             Self::Pool { source: ActivateError::Imports { .. } | ActivateError::Mismatch(_), .. } => "grant",
@@ -148,7 +157,7 @@ impl ReadyError {
     /// Whether the same release may do better later: the cause is around it, not in it. A signature may be added, a
     /// host become free.
     pub fn may_pass(&self) -> bool {
-        !matches!(self.cause(), "app" | "compile" | "grant" | "unlisted" | "revoked")
+        !matches!(self.cause(), "app" | "compile" | "grant" | "unlisted" | "revoked" | "quarantined")
     }
 }
 

@@ -185,6 +185,46 @@ async fn a_new_root_cuts_off_a_stolen_plan_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_trusts_a_key_no_more_stops_what_it_signed_and_a_new_one_starts_it_again() {
+    let (fleet, node, _) = serving_fleet().await;
+    let path = fleet.dir.path().join("cosign.pub");
+    let trusted = std::fs::read(&path).unwrap();
+    std::fs::write(&path, Signer::new().pem()).unwrap();
+    let status = fleet.control_plane.status(|status| serving(status, "hello").is_none()).await;
+    assert_eq!(app(&status, "hello").refused.as_ref().unwrap().cause, "untrusted");
+    assert!(is_silent(&node, "hello.localhost").await);
+    // A file that is no key changes nothing; the old key starts it again.
+    std::fs::write(&path, "no key").unwrap();
+    std::fs::write(&path, trusted).unwrap();
+    fleet.control_plane.status(|status| serving(status, "hello").is_some()).await;
+    assert!(says(&node, "hello.localhost", "hello").await);
+    node.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_brings_the_node_down_is_quarantined_and_the_one_before_serves() {
+    let (fleet, first, _) = serving_fleet().await;
+    let (_, bad) = fleet.publish("hello", saying("crash"), Some(&fleet.signer));
+    fleet.plan(6, &[("hello@2", bad)]);
+    fleet.settled(6).await;
+    assert!(says(&first, "hello.localhost", "crash").await);
+    let path = fleet.dir.path().join("state/trials.json");
+    let mut during: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    first.drain().await;
+    // What three deaths of the process would have left.
+    let mut trial = during[bad.to_string()].take();
+    assert_eq!(trial["starts"], 1);
+    trial["starts"] = 3.into();
+    std::fs::write(&path, serde_json::json!({ bad.to_string(): trial }).to_string()).unwrap();
+    let second = fleet.node().await;
+    assert!(says(&second, "hello.localhost", "hello").await);
+    let quarantined = |status: &Status| app(status, "hello").refused.as_ref().is_some_and(|r| r.cause == "quarantined");
+    let status = fleet.control_plane.status(|status| status.generation == 6 && quarantined(status)).await;
+    assert_eq!(serving(&status, "hello").unwrap(), "hello@1");
+    second.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_no_longer_trusted_runs_nothing_after_a_restart() {
     let (fleet, first, _) = serving_fleet().await;
     first.drain().await;
