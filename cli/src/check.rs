@@ -2,14 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use miette::Report;
+use selvage_certs::{FileError, FrontSecret, Identity};
 use selvage_config::bundle::Bundle;
+use selvage_config::node::NodeConfig;
 use selvage_config::policy::Policy;
 
 use crate::output::{Output, failure, wrong};
 use crate::up::CacheArguments;
 use crate::{control_plane, node};
+
+const DAY_SECONDS: u64 = 86_400;
 
 /// `selvage check`.
 #[derive(Debug, clap::Args)]
@@ -45,7 +50,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
             let config = node::load(path)?;
             let policy = config.trust.policy.as_deref().map(selvage_node::release::verify::Policy::load).transpose();
             policy.map_err(|error| failure("use the policy", &error, None))?;
-            format!("node {} in {}", config.name, config.region)
+            format!("node {} in {}{}", config.name, config.region, front(&config)?)
         }
         Kind::ControlPlane => format!("control plane at {}", control_plane::load(path)?.listen),
     };
@@ -65,6 +70,26 @@ fn policy(path: &Path, output: Output) -> Result<ExitCode, Report> {
     let answer = serde_json::json!({ "file": path, "ok": lints.is_empty(), "what": what, "lints": lints });
     output.answer(&answer, text);
     Ok(if lints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The files of the front, read as a start would, and when its certificates end.
+fn front(config: &NodeConfig) -> Result<String, Report> {
+    let failed = |error: &FileError| failure("read the front's files", error, None);
+    if let Some(path) = &config.tls.secret {
+        FrontSecret::load(path).map_err(|error| failed(&error))?;
+    }
+    let mut told = String::new();
+    for files in &config.certificates {
+        let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(&error))?;
+        let name = identity.names().first().map_or("an address", String::as_str);
+        // RFC 5280 4.1.2.5: after that moment it is not valid.
+        let Ok(left) = identity.not_after().duration_since(SystemTime::now()) else {
+            let message = format!("certificate {} of {name} has expired", files.certificate.display());
+            return Err(wrong(message, Some("renew it")));
+        };
+        told += &format!("\ncertificate of {name} ends in {} days", left.as_secs() / DAY_SECONDS);
+    }
+    Ok(told)
 }
 
 async fn app(path: &Path, cache: &CacheArguments) -> Result<String, Report> {

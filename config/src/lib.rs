@@ -9,6 +9,7 @@ pub mod app;
 pub mod bundle;
 pub mod control_plane;
 pub mod digest;
+pub mod front;
 pub mod id;
 pub mod invalid;
 pub mod key;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::front::Front;
 use crate::invalid::{Invalid, Problems};
 use crate::limits::Limits;
 use crate::{NodeName, Region, app};
@@ -35,6 +36,9 @@ pub struct NodeConfig {
     /// TLS of the front.
     #[serde(default)]
     pub tls: TlsSettings,
+    /// What the front takes from one client, and whom it believes.
+    #[serde(default)]
+    pub front: Front,
     /// Who this node is to its peers and the control plane. Needed for `control_plane` and for replication.
     pub identity: Option<IdentityFiles>,
     /// Where plans come from. Without it the node runs the last plan on its disk.
@@ -230,6 +234,7 @@ impl NodeConfig {
         if trust.root.is_some() && trust.unsigned_plans {
             problems.add(None, "trust.unsigned_plans", "with a root every plan needs a signature", Some("remove it"));
         }
+        config.front.check(&mut problems);
         if !app::is_host(&config.domain) {
             problems.add(None, "domain", format!("{:?} is no lower-case host name", config.domain), None);
         }

@@ -39,6 +39,18 @@ pub enum ClientFault {
     BodyTooLarge,
     /// The message breaks a rule of HTTP.
     Malformed,
+    /// The head is larger than the node takes (RFC 6585 5).
+    HeadTooLarge,
+    /// The target is longer than the node takes (RFC 9110 15.5.15).
+    TargetTooLong,
+    /// A transfer coding that the node does not undo (RFC 9112 6.1).
+    Coding,
+    /// A version of HTTP/1 that there is not (RFC 9110 15.6.6).
+    Version,
+    /// An expectation that the node can't meet (RFC 9110 10.1.1).
+    Expectation,
+    /// More requests than its address may make (RFC 6585 4).
+    TooMany,
     /// The body did not come in time.
     Slow,
 }
@@ -141,6 +153,12 @@ impl Fault {
             Self::Client(ClientFault::Method) => "bad-method",
             Self::Client(ClientFault::BodyTooLarge) => "body-too-large",
             Self::Client(ClientFault::Malformed) => "malformed",
+            Self::Client(ClientFault::HeadTooLarge) => "head-too-large",
+            Self::Client(ClientFault::TargetTooLong) => "target-too-long",
+            Self::Client(ClientFault::Coding) => "unknown-coding",
+            Self::Client(ClientFault::Version) => "unknown-version",
+            Self::Client(ClientFault::Expectation) => "bad-expectation",
+            Self::Client(ClientFault::TooMany) => "too-many-requests",
             Self::Client(ClientFault::Slow) => "slow-client",
             Self::Denied(denial) => denial.as_str(),
             Self::Overload(_) => "overload",
@@ -157,6 +175,12 @@ impl Fault {
             Self::Client(ClientFault::Method) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Client(ClientFault::BodyTooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Client(ClientFault::Slow) => StatusCode::REQUEST_TIMEOUT,
+            Self::Client(ClientFault::HeadTooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Client(ClientFault::TargetTooLong) => StatusCode::URI_TOO_LONG,
+            Self::Client(ClientFault::Coding) => StatusCode::NOT_IMPLEMENTED,
+            Self::Client(ClientFault::Version) => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::Client(ClientFault::Expectation) => StatusCode::EXPECTATION_FAILED,
+            Self::Client(ClientFault::TooMany) => StatusCode::TOO_MANY_REQUESTS,
             Self::Client(_) => StatusCode::BAD_REQUEST,
             Self::Denied(Denial::KeysUnavailable) | Self::Overload(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Denied(_) => StatusCode::UNAUTHORIZED,
@@ -186,6 +210,11 @@ impl Fault {
             Self::Denied(Denial::Missing) => {
                 fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
+            // RFC 9110 15.5.6: what the target does support.
+            Self::Client(ClientFault::Method) => {
+                let taken = HeaderValue::from_static("DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT");
+                fields.insert(header::ALLOW, taken);
+            }
             Self::Denied(denial) if *denial != Denial::KeysUnavailable => {
                 // RFC 6750 3.1. One word for every cause: the difference would help only a forger.
                 let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
@@ -195,7 +224,7 @@ impl Fault {
             }
             _ => {}
         }
-        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(self.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
         }
         response

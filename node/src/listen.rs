@@ -3,12 +3,29 @@
 //! One task per listener accepts; each connection is a task of its own, owned by its listener's. On drain a listener
 //! accepts no more, tells its clients (GOAWAY, `connection: close`) and waits; at the deadline what is left is cut off.
 
-mod body;
-mod h3;
-pub(crate) mod head;
-mod quic;
-mod stream;
+mod source;
+
 mod tcp;
+
+mod proxy;
+mod stream;
+
+mod h1;
+mod h2;
+
+mod activity;
+mod drive;
+mod patience;
+mod tasks;
+
+mod quic;
+
+mod h3;
+
+mod body;
+pub(crate) mod head;
+
+mod forwarded;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -22,21 +39,22 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::source::Sources;
 use crate::serve::Parts;
 
-/// Time for a handshake: TLS or QUIC.
+/// Time for a handshake of QUIC.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Time for a request's head, and for the first bytes of a connection.
+/// Time for a request's head over QUIC.
 const HEAD_MAX: Duration = Duration::from_secs(10);
-/// Bytes of a request's head, whichever version.
+/// Bytes of a request's head over QUIC.
 const HEAD_BYTES_MAX: u32 = 16 * 1024;
-/// Requests that one connection of HTTP/2 or 3 may have under way.
+/// Requests that one connection of HTTP/3 may have under way.
 const STREAMS_MAX: u32 = 100;
 /// Bytes of one request's body that may wait unread.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// Bytes of all bodies of a connection that may wait unread.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Connections of one listener. More wait in the kernel's queue, which is bounded too.
+/// QUIC connections of one listener.
 const CONNECTIONS_MAX: usize = 16_384;
 /// How often a port is tried that must be free for TCP and UDP alike.
 const PORT_TRIES_MAX: usize = 16;
@@ -86,6 +104,7 @@ pub struct Listeners {
     https: Option<SocketAddr>,
     http: Option<SocketAddr>,
     parts: Arc<Parts>,
+    sources: Arc<Sources>,
     stop: CancellationToken,
     quic: Option<quinn::Endpoint>,
     tasks: JoinSet<()>,
@@ -100,6 +119,7 @@ impl Listeners {
         let mut listeners = Self {
             https: None,
             http: None,
+            sources: Arc::new(Sources::new(&parts.front)),
             parts: Arc::clone(&parts),
             stop: CancellationToken::new(),
             quic: None,
@@ -112,8 +132,9 @@ impl Listeners {
         if let Some(address) = options.http {
             let listener = bind_tcp(address).await?;
             listeners.http = Some(local_address(&listener, address)?);
-            let stop = listeners.stop.clone();
-            listeners.tasks.spawn(tcp::accept(listener, tcp::Kind::Plain, parts, stop));
+            let (stop, sources) = (listeners.stop.clone(), Arc::clone(&listeners.sources));
+            let listening = tcp::Listening { kind: tcp::Kind::Plain, parts, sources };
+            listeners.tasks.spawn(tcp::accept(listener, listening, stop));
         }
         Ok(listeners)
     }
@@ -135,8 +156,11 @@ impl Listeners {
         let alt_svc = format!("h3=\":{}\"; ma={ALT_SVC_SECONDS}", local.port());
         let alt_svc = HeaderValue::try_from(alt_svc).expect("digits and ASCII text");
         let kind = tcp::Kind::Tls { acceptor: TlsAcceptor::from(tls), alt_svc };
-        self.tasks.spawn(tcp::accept(listener, kind, Arc::clone(parts), self.stop.clone()));
-        self.tasks.spawn(quic::accept(endpoint.clone(), Arc::clone(parts), self.stop.clone()));
+        let sources = Arc::clone(&self.sources);
+        self.tasks.spawn(quic::accept(endpoint.clone(), Arc::clone(parts), sources, self.stop.clone()));
+        let sources = Arc::clone(&self.sources);
+        let listening = tcp::Listening { kind, parts: Arc::clone(parts), sources };
+        self.tasks.spawn(tcp::accept(listener, listening, self.stop.clone()));
         self.https = Some(local);
         self.quic = Some(endpoint);
         Ok(())

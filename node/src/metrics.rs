@@ -1,5 +1,7 @@
 //! What the node counts. This is the only file that names a metric.
 
+use std::time::SystemTime;
+
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -47,6 +49,9 @@ pub struct Metrics {
     seconds: HistogramVec,
     under_way: IntGauge,
     connections: IntGaugeVec,
+    turned_away: IntCounterVec,
+    handshakes: IntCounterVec,
+    certificates: IntGaugeVec,
     log_dropped: IntCounterVec,
     below_http: IntCounterVec,
     refused: IntCounterVec,
@@ -152,6 +157,24 @@ impl Metrics {
             seconds,
             under_way,
             connections: gauge(&registry, "selvage_connections", "Open connections.", &["protocol"]),
+            turned_away: counter(
+                &registry,
+                "selvage_connections_refused_total",
+                "Connections that were not taken, by the bound that was met.",
+                &["bound"],
+            ),
+            handshakes: counter(
+                &registry,
+                "selvage_tls_handshakes_total",
+                "TLS handshakes over TCP, by how they ended: full, resumed, failed.",
+                &["kind"],
+            ),
+            certificates: gauge(
+                &registry,
+                "selvage_certificate_not_after_seconds",
+                "When a certificate of the front ends, seconds since 1970.",
+                &["name"],
+            ),
             log_dropped: counter(
                 &registry,
                 "selvage_guest_log_dropped_bytes_total",
@@ -224,6 +247,25 @@ impl Metrics {
     /// A connection is open until the result is dropped.
     pub fn connection(&self, protocol: Protocol) -> Counted {
         Counted::new(self.connections.with_label_values(&[protocol.as_str()]))
+    }
+
+    /// A connection was not taken.
+    pub(crate) fn connection_refused(&self, bound: &str) {
+        self.turned_away.with_label_values(&[bound]).inc();
+    }
+
+    /// A TLS handshake ended: `full`, `resumed` or `failed`.
+    pub(crate) fn handshake(&self, kind: &str) {
+        self.handshakes.with_label_values(&[kind]).inc();
+    }
+
+    /// These are the certificates of the front, each with the first of its names and its end.
+    pub(crate) fn certificates<'n>(&self, all: impl IntoIterator<Item = (&'n str, SystemTime)>) {
+        self.certificates.reset();
+        for (name, end) in all {
+            let seconds = end.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            self.certificates.with_label_values(&[name]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
     }
 
     /// What guests of `app` write more than their logs take.

@@ -160,8 +160,8 @@ impl Node {
         let base = base(state.clone(), kv.clone(), terms, config.limits.clone(), ways_out, (engines, compiled)).await?;
         machine::tell_if_few_descriptors();
 
-        let parts =
-            Arc::new(Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone()));
+        let parts = Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone());
+        let parts = Arc::new(parts.with_front(config.front.clone()));
         let terms = base.terms.clone();
         let from = (origin.clone(), ledger.clone());
         let mut activation = Activation::new(base, from, Arc::clone(&parts), config.domain.clone(), drain);
@@ -198,7 +198,7 @@ impl Node {
         let (plans, planned) = watch::channel(restored);
         tasks.spawn(activation.run(planned));
         if let Some(reload) = reload {
-            tasks.spawn(look_at_certificates(reload));
+            tasks.spawn(look_at_certificates(reload, parts.metrics.clone()));
         }
         if let Some(fleet) = fleet {
             tasks.spawn(look_at_identity(fleet));
@@ -270,7 +270,7 @@ impl Node {
             Addresses { https: listeners.https_addr(), http: listeners.http_addr(), ..Addresses::default() };
         let mut tasks = JoinSet::new();
         if let Some(reload) = reload {
-            tasks.spawn(look_at_certificates(reload));
+            tasks.spawn(look_at_certificates(reload, parts.metrics.clone()));
         }
         Ok(Self {
             me: Arc::new(Me { name, region, addresses, admin: OnceLock::new(), ledger: None }),
@@ -362,8 +362,10 @@ fn front_tls(reload: &Reload, settings: &TlsSettings, secret: FrontSecret) -> Fr
 }
 
 /// Takes new certificates as they come. Bad ones are told, and the old ones stay.
-async fn look_at_certificates(mut reload: Reload) {
+async fn look_at_certificates(mut reload: Reload, metrics: Metrics) {
     loop {
+        let ends = reload.identities().map(|one| (one.names().first().map_or("", String::as_str), one.not_after()));
+        metrics.certificates(ends);
         tokio::time::sleep(CERTIFICATES_LOOK).await;
         let looked = tokio::task::spawn_blocking(move || {
             let done = reload.reload();

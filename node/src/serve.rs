@@ -16,6 +16,7 @@ use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
+use selvage_config::front::Front;
 use selvage_config::{Limits, NodeName, Region};
 
 use crate::admit::{Admission, Permit};
@@ -46,6 +47,8 @@ pub struct Parts {
     pub admission: Admission,
     /// What is counted.
     pub metrics: Metrics,
+    /// What is taken from one client, and who is believed.
+    pub front: Arc<Front>,
     node: NodeName,
     region: Region,
     /// The two as fields of every answer.
@@ -70,12 +73,19 @@ impl Parts {
             table: ArcSwap::from_pointee(Table::empty()),
             admission: Admission::new(requests_max),
             metrics,
+            front: Arc::default(),
             node,
             region,
             // The standard library's hash keys are the one source of randomness that can't fail.
             ids: Ids { start: RandomState::new().hash_one(0), next: AtomicU64::new(0) },
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// The same parts with other bounds of the front.
+    #[must_use]
+    pub fn with_front(self, front: Front) -> Self {
+        Self { front: Arc::new(front), ..self }
     }
 
     /// The node's name.
@@ -122,9 +132,21 @@ pub async fn serve(parts: &Arc<Parts>, request: Request) -> Response {
     response.map(|body| Tracked::new(body, record).boxed_unsync())
 }
 
+/// Answers a request that is refused before any step is taken.
+pub(crate) fn refuse(parts: &Arc<Parts>, request: &Request, fault: &Fault) -> Response {
+    let mut record = Record::new(Arc::clone(parts), request);
+    record.outcome = Outcome::from(fault);
+    let mut response = fault.response();
+    finish_head(parts, &record, &mut response);
+    leave_out_body(request.http.method(), &mut response);
+    record.status = response.status();
+    response.map(|body| Tracked::new(body, record).boxed_unsync())
+}
+
 /// The steps.
 async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -> Result<Response, Fault> {
-    let authority = head::check(&mut request)?;
+    let authority = head::check(&parts.front, &mut request)?;
+    record.client = request.client;
     request.http.headers_mut().insert(fields::REQUEST_ID, record.id.clone());
     let found = parts.table.load().find(authority.as_str(), request.http.uri().path())?;
     let found = record.found.insert(found);
@@ -400,7 +422,7 @@ mod tests {
         for (method, uri, status, outcome) in [
             ("GET", "/none", 404, "not-found"),
             ("TRACE", "/a", 405, "bad-method"),
-            ("GET", "http://other/a", 400, "bad-host"),
+            ("GET", "http://a@b/a", 400, "bad-host"),
         ] {
             let response = serve(&parts, request(method, uri)).await;
             assert_eq!(response.status(), status);

@@ -1,31 +1,39 @@
 //! Bodies between a transport and the rest of the node.
 
-use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::time::Sleep;
 
 use crate::request::{Body, BodyError};
 
-use super::stream::Busy;
+use super::activity::{Activity, Busy};
+use super::patience::Patience;
+use super::tasks::Progress;
 
-/// How long a client may stay silent while its body is waited for.
+/// How long a client may stay silent while its body is waited for, unless the node's file says otherwise.
 const READ_IDLE: Duration = Duration::from_secs(30);
+/// Bytes a second below which that time runs out.
+const BYTES_PER_SECOND_MIN: u32 = 1_024;
+/// Bytes of an answer that one stream of HTTP/2 offers at once: what it offers waits where no time is kept.
+const PIECE_BYTES: usize = 16 * 1024;
 
 /// A request's body, with an end to patience.
 pub(super) struct Inbound<B> {
     body: B,
-    /// Runs only while the body is waited for.
-    patience: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
 }
 
 impl<B> Inbound<B> {
     pub(super) fn new(body: B) -> Self {
-        Self { body, patience: None }
+        Self::patient(body, Patience::new(READ_IDLE, BYTES_PER_SECOND_MIN))
+    }
+
+    pub(super) fn patient(body: B, patience: Patience) -> Self {
+        Self { body, patience }
     }
 }
 
@@ -38,14 +46,24 @@ where
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            self.patience = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::Transport(error.into()))));
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                let slow = ready!(self.patience.poll_wait(cx));
+                return Poll::Ready(Some(Err(BodyError::Transport(slow.into()))));
+            };
+            let Some(Ok(frame)) = frame else {
+                self.patience.moved(0);
+                return Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::Transport(error.into()))));
+            };
+            match frame.into_data() {
+                Ok(data) => {
+                    self.patience.moved(data.len());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                // Trailers of a request tell a guest nothing that it could trust; they are read over.
+                Err(_) => self.patience.moved(0),
+            }
         }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(READ_IDLE)));
-        ready!(patience.as_mut().poll(cx));
-        let silent = io::Error::new(io::ErrorKind::TimedOut, "client sent nothing for too long");
-        Poll::Ready(Some(Err(BodyError::Transport(silent.into()))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -60,12 +78,35 @@ where
 /// An answer's body, which keeps its connection busy until it is out.
 pub(super) struct Outbound {
     body: Body,
+    /// What is not offered yet of the last frame.
+    rest: Bytes,
+    /// HTTP/2: what the task's watch wants to know.
+    progress: Option<Arc<Progress>>,
+    activity: Activity,
+    ended: bool,
     _busy: Busy,
 }
 
 impl Outbound {
-    pub(super) fn new(body: Body, busy: Busy) -> Self {
-        Self { body, _busy: busy }
+    pub(super) fn new(body: Body, activity: Activity, busy: Busy) -> Self {
+        let progress = Progress::of_task();
+        if let Some(progress) = &progress {
+            progress.offer(0);
+        }
+        Self { body, rest: Bytes::new(), progress, activity, ended: false, _busy: busy }
+    }
+
+    /// A piece of what there is.
+    fn piece(&mut self) -> Frame<Bytes> {
+        let length = match &self.progress {
+            Some(progress) => {
+                let length = self.rest.len().min(PIECE_BYTES);
+                progress.offer(length);
+                length
+            }
+            None => self.rest.len(),
+        };
+        Frame::data(self.rest.split_to(length))
     }
 }
 
@@ -74,14 +115,47 @@ impl http_body::Body for Outbound {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if !self.rest.is_empty() {
+            return Poll::Ready(Some(Ok(self.piece())));
+        }
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            if let Some(progress) = &self.progress {
+                progress.is_taken();
+            }
+            return Poll::Pending;
+        };
+        let Some(Ok(frame)) = frame else {
+            self.ended |= frame.is_none();
+            return Poll::Ready(frame);
+        };
+        match frame.into_data() {
+            Ok(data) => {
+                self.rest = data;
+                Poll::Ready(Some(Ok(self.piece())))
+            }
+            Err(frame) => Poll::Ready(Some(Ok(frame))),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut whole = SizeHint::new();
+        whole.set_lower(hint.lower() + rest);
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper + rest);
+        }
+        whole
+    }
+}
+
+impl Drop for Outbound {
+    fn drop(&mut self) {
+        if self.ended || http_body::Body::is_end_stream(self) {
+            self.activity.forgive();
+        }
     }
 }

@@ -1,44 +1,57 @@
 //! What must hold for a request's head above what the parsers check, whichever of them read it.
 
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use selvage_config::front::Front;
 
+use super::forwarded;
 use crate::fault::{ClientFault, Fault};
 use crate::request::{Protocol, Request};
 use crate::route::fields;
 
-/// Bytes of path and query.
-const TARGET_BYTES_MAX: usize = 8 * 1024;
-/// Fields of a head. The parser of HTTP/1.1 takes 100; in HTTP/2 and 3 each cookie may be a field of its own.
-const FIELDS_MAX: usize = 200;
 /// Fields that HTTP/2 and 3 have no use for (RFC 9113 8.2.2, RFC 9114 4.2).
 const OF_H1_ONLY: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
 /// Checks a request's head and takes out of it what must not go further: fields of the connection, and fields that only
-/// the node sets. Afterwards the target has scheme and authority. Returns `host[:port]`.
+/// the node sets. Afterwards the target has scheme and authority, and the client is who a trusted proxy says it is.
+/// Returns `host[:port]`.
 ///
 /// # Errors
 /// [`Fault::Client`].
-pub(crate) fn check(request: &mut Request) -> Result<Authority, Fault> {
+pub(crate) fn check(front: &Front, request: &mut Request) -> Result<Authority, Fault> {
+    forwarded::believe(front, request);
     let (protocol, http) = (request.protocol, &mut request.http);
     if matches!(*http.method(), Method::CONNECT | Method::TRACE) {
         return Err(Fault::Client(ClientFault::Method));
     }
+    let target = http.uri().path_and_query().map_or("", |target| target.as_str());
+    if target.len() > front.target_bytes_max as usize {
+        return Err(Fault::Client(ClientFault::TargetTooLong));
+    }
     let authority = authority(protocol, http.uri().authority(), http.headers()).ok_or(ClientFault::Host);
     let authority = authority.map_err(Fault::Client)?;
-    let target = http.uri().path_and_query().map_or("", |target| target.as_str());
-    let whole = target.starts_with('/') && target.len() <= TARGET_BYTES_MAX && http.headers().len() <= FIELDS_MAX;
-    if !whole || !is_framed(protocol, http.headers()) {
+    if !target.starts_with('/') || !is_framed(protocol, http.headers()) {
         return Err(Fault::Client(ClientFault::Malformed));
     }
     let fields = http.headers_mut();
     join_cookies(fields);
+    if fields.len() > front.fields_max as usize {
+        return Err(Fault::Client(ClientFault::HeadTooLarge));
+    }
+    if fields.contains_key(EXPECT) && !is_expected(fields) {
+        return Err(Fault::Client(ClientFault::Expectation));
+    }
     fields::strip_hop_by_hop(fields);
     fields::strip_ours(fields);
     let scheme = if request.secure { Scheme::HTTPS } else { Scheme::HTTP };
     make_absolute(request.http.uri_mut(), scheme, authority.clone()).ok_or(Fault::Client(ClientFault::Malformed))?;
     Ok(authority)
+}
+
+/// RFC 9110 10.1.1: there is one expectation.
+fn is_expected(fields: &HeaderMap) -> bool {
+    fields.get_all(EXPECT).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Gives a request's target scheme and authority, whatever form it came in.
@@ -66,8 +79,9 @@ fn authority(protocol: Protocol, target: Option<&Authority>, fields: &HeaderMap)
     };
     let parsed: Authority = target.cloned().or_else(|| field?.parse().ok())?;
     let authority = parsed.as_str();
-    // Where both are there they must agree, or two readers could route to two apps.
-    if field.is_some_and(|field| !field.eq_ignore_ascii_case(authority)) {
+    // RFC 9112 3.2.2: in HTTP/1.1 the target wins, and what is told of the host from here on is what it says. In HTTP/2 and
+    // 3 both must agree, or two readers could route to two apps (RFC 9113 8.3.1).
+    if protocol != Protocol::H1 && field.is_some_and(|field| !field.eq_ignore_ascii_case(authority)) {
         return None;
     }
     let port_is_number = match authority.strip_prefix(parsed.host())? {
@@ -96,8 +110,16 @@ fn is_framed(protocol: Protocol, fields: &HeaderMap) -> bool {
         && match protocol {
             // RFC 9112 6.1: the parser takes any list that ends in `chunked`; we take the one coding that we undo.
             Protocol::H1 => only(TRANSFER_ENCODING, "chunked"),
-            Protocol::H2 | Protocol::H3 => only(TE, "trailers") && !fields.keys().any(is_of_h1_only),
+            Protocol::H2 | Protocol::H3 => {
+                only(TE, "trailers") && !fields.keys().any(is_of_h1_only) && fields.values().all(is_trimmed)
+            }
         }
+}
+
+/// RFC 9113 8.2.1, RFC 9114 10.3: a value has no space at its ends. HTTP/1.1's parser takes it away.
+fn is_trimmed(value: &HeaderValue) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    !is_space(value.as_bytes().first()) && !is_space(value.as_bytes().last())
 }
 
 /// Whether a field has no place in HTTP/2 and 3.
@@ -141,7 +163,8 @@ mod tests {
             secure: true,
             arrived: Instant::now(),
         };
-        let checked = check(&mut request);
+        let front = Front { fields_max: 30, ..Front::default() };
+        let checked = check(&front, &mut request);
         (checked.map(|authority| authority.to_string()), request.http.headers().clone())
     }
 
@@ -168,7 +191,8 @@ mod tests {
             (H3, "/", &[("host", "a.example")], Some("a.example")),
             (H1, "/", &[], None),
             (H1, "http://a.example/", &[], None),
-            (H1, "http://a.example/", &[("host", "b.example")], None),
+            (H1, "http://a.example/", &[("host", "b.example")], Some("a.example")),
+            (H1, "http://a.example/", &[("host", "b@b.example")], Some("a.example")),
             (H1, "/", &[("host", "a.example"), ("host", "a.example")], None),
             (H1, "/", &[("host", "")], None),
             (H1, "/", &[("host", "a.example, b.example")], None),
@@ -227,14 +251,29 @@ mod tests {
 
     #[test]
     fn a_target_is_a_path_of_bounded_length() {
-        let long = format!("/{}", "a".repeat(TARGET_BYTES_MAX));
-        for bad in ["*", long.as_str()] {
-            let checked = ask(Protocol::H1, "OPTIONS", bad, &[("host", "a")]).0;
-            assert_eq!(checked, Err(Fault::Client(ClientFault::Malformed)), "{bad}");
+        let ask = |uri: &str| ask(Protocol::H1, "OPTIONS", uri, &[("host", "a")]).0.map(drop);
+        assert_eq!(ask("*"), Err(Fault::Client(ClientFault::Malformed)));
+        assert_eq!(ask(&format!("/{}", "a".repeat(8 * 1024))), Err(Fault::Client(ClientFault::TargetTooLong)));
+        assert_eq!(ask(&format!("/{}", "a".repeat(8 * 1024 - 1))), Ok(()));
+    }
+
+    #[test]
+    fn a_head_has_so_many_fields_and_cookies_are_one() {
+        let with = |name: &'static str, count| {
+            let fields: Vec<_> = vec![(name, "y"); count].into_iter().chain([("host", "a")]).collect();
+            ask(Protocol::H2, "GET", "/", &fields).0.map(drop)
+        };
+        assert_eq!((with("x", 29), with("x", 30)), (Ok(()), Err(Fault::Client(ClientFault::HeadTooLarge))));
+        assert_eq!(with("cookie", 100), Ok(()));
+    }
+
+    #[test]
+    fn an_expectation_is_met_or_refused() {
+        for (expect, want) in [("100-Continue", true), ("100-continue, x", false), ("200-ok", false), ("", false)] {
+            let checked = ask(Protocol::H1, "POST", "/", &[("host", "a"), ("expect", expect)]).0.map(drop);
+            let refused = Err(Fault::Client(ClientFault::Expectation));
+            assert_eq!(checked, if want { Ok(()) } else { refused }, "{expect}");
         }
-        let many = vec![("x", "y"); FIELDS_MAX];
-        let fields: Vec<_> = many.into_iter().chain([("host", "a")]).collect();
-        assert!(ask(Protocol::H2, "GET", "/", &fields).0.is_err());
     }
 
     #[test]

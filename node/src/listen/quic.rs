@@ -13,11 +13,14 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::source::{Sources, Transport};
 use super::{
     CONNECTION_WINDOW_BYTES, CONNECTIONS_MAX, HANDSHAKE_MAX, ListenError, STREAM_WINDOW_BYTES, STREAMS_MAX, h3,
 };
 use crate::serve::Parts;
 
+/// RFC 9114 8.1: the client asks too much.
+const EXCESSIVE_LOAD: VarInt = VarInt::from_u32(0x107);
 /// Streams of a client that are not requests: control, QPACK, and what it greases with.
 const UNI_STREAMS_MAX: u32 = 8;
 /// Bytes of answers that wait for the client's acknowledgement.
@@ -64,7 +67,7 @@ pub(super) fn endpoint(config: ServerConfig, secret: &FrontSecret, socket: UdpSo
 }
 
 /// Accepts until `stop`, then waits for the connections to end.
-pub(super) async fn accept(endpoint: Endpoint, parts: Arc<Parts>, stop: CancellationToken) {
+pub(super) async fn accept(endpoint: Endpoint, parts: Arc<Parts>, sources: Arc<Sources>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let unproven = Arc::new(AtomicUsize::new(0));
     let mut rate = Rate::default();
@@ -81,11 +84,11 @@ pub(super) async fn accept(endpoint: Endpoint, parts: Arc<Parts>, stop: Cancella
                     let _ = incoming.retry();
                     continue;
                 }
-                let (parts, stop) = (Arc::clone(&parts), stop.clone());
+                let (parts, sources, stop) = (Arc::clone(&parts), Arc::clone(&sources), stop.clone());
                 let handshake = Handshake::new(&unproven);
                 connections.spawn(async move {
                     let client = incoming.remote_address();
-                    if let Err(error) = connection(incoming, handshake, parts, stop).await {
+                    if let Err(error) = connection(incoming, handshake, (parts, &sources), stop).await {
                         tracing::debug!(%client, error = format!("{error:#}"), "connection ended");
                     }
                 });
@@ -100,11 +103,16 @@ pub(super) async fn accept(endpoint: Endpoint, parts: Arc<Parts>, stop: Cancella
 async fn connection(
     incoming: Incoming,
     handshake: Handshake,
-    parts: Arc<Parts>,
+    (parts, sources): (Arc<Parts>, &Sources),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let quic = timeout(HANDSHAKE_MAX, incoming.accept()?).await??;
     drop(handshake);
+    // The handshake has shown that the address is the client's.
+    let _place = sources.enter(quic.remote_address().ip(), Transport::Quic).inspect_err(|full| {
+        parts.metrics.connection_refused(full.as_str());
+        quic.close(EXCESSIVE_LOAD, b"");
+    })?;
     h3::connection(quic, parts, stop).await
 }
 

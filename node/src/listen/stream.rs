@@ -1,129 +1,257 @@
-//! One byte stream under HTTP/1.1 or HTTP/2: with what was read ahead put back, a bound on how long a client may leave
-//! us waiting to write, and a count that tells whether the connection is in use.
+//! One byte stream under HTTP/1.1 or HTTP/2. What a client sends is judged here before a parser sees it ([`Messages`],
+//! [`Glitches`]), and a client that takes nothing of what we have to send is not waited for without end.
 
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Sleep, sleep};
 
-/// How long a client may take nothing of what we have to send.
-const WRITE_IDLE: Duration = Duration::from_secs(60);
+use super::activity::Activity;
+use super::h1::{Messages, Passed};
+use super::h2::Glitches;
+use super::patience::Patience;
+use crate::fault::ClientFault;
 
-/// What one connection does. Clones share it.
-#[derive(Debug, Clone)]
-pub(super) struct Activity {
-    shared: Arc<Counters>,
-}
+/// What the parser reads in place of a head that is refused: so the refusal is an answer in its turn like any other.
+const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+/// Bytes that are read at once when some are held already.
+const READ_BYTES: usize = 4 * 1024;
+/// After our last byte, what a client may still send, and for how long, before the socket is closed. The system tells a
+/// client that is still sending of a reset, which makes it drop the answer (RFC 9112 9.6).
+const LINGER_BYTES_MAX: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
 
+/// Who judges what comes.
 #[derive(Debug)]
-struct Counters {
-    since: Instant,
-    read_bytes: AtomicU64,
-    requests: AtomicU64,
-    under_way: AtomicUsize,
-    /// When the last request ended, milliseconds after `since`.
-    rested_ms: AtomicU64,
+pub(super) enum Judge {
+    /// HTTP/1.1.
+    Messages(Messages),
+    /// HTTP/2.
+    Glitches(Glitches, u32),
 }
 
-/// A request under way on a connection.
-#[derive(Debug)]
-pub(super) struct Busy {
-    shared: Arc<Counters>,
-}
-
-impl Activity {
-    pub(super) fn new() -> Self {
-        let shared = Counters {
-            since: Instant::now(),
-            read_bytes: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-            under_way: AtomicUsize::new(0),
-            rested_ms: AtomicU64::new(0),
-        };
-        Self { shared: Arc::new(shared) }
-    }
-
-    /// A request begins. Returns also how many there were, this one counted.
-    pub(super) fn begin(&self) -> (Busy, u64) {
-        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        let count = self.shared.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        (Busy { shared: Arc::clone(&self.shared) }, count)
-    }
-
-    /// For how long no request has been under way.
-    pub(super) fn idle(&self) -> Duration {
-        if self.shared.under_way.load(Ordering::Relaxed) > 0 {
-            return Duration::ZERO;
-        }
-        let rested = Duration::from_millis(self.shared.rested_ms.load(Ordering::Relaxed));
-        self.shared.since.elapsed().saturating_sub(rested)
-    }
-
-    /// How old the connection is, and the bytes that came over it.
-    pub(super) fn age(&self) -> (Duration, u64) {
-        (self.shared.since.elapsed(), self.shared.read_bytes.load(Ordering::Relaxed))
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let now = u64::try_from(self.shared.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.shared.rested_ms.store(now, Ordering::Relaxed);
-        self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A stream with its own patience.
+/// A stream with its own judgement and patience.
 pub(super) struct Stream<S> {
     inner: S,
-    /// Read already, to be read first.
+    /// Read already, not judged.
     ahead: Bytes,
+    /// Judged, incomplete: the beginning of a head.
+    held: BytesMut,
+    /// Judged, to be read first.
+    ready: BytesMut,
+    judge: Judge,
+    /// Nothing more goes on.
+    end: Option<End>,
     activity: Activity,
-    /// Runs only while a write waits for the client.
-    patience: Option<Pin<Box<Sleep>>>,
+    /// For writing.
+    patience: Patience,
+    linger: Linger,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// A refused head is being answered.
+    Refused,
+    /// A body broke its framing.
+    Broken,
+}
+
+/// What is read over after our last byte.
+#[derive(Debug, Default)]
+struct Linger {
+    is_shut: bool,
+    bytes: usize,
+    end: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Stream<S> {
-    pub(super) fn new(inner: S, ahead: Bytes, activity: Activity) -> Self {
-        Self { inner, ahead, activity, patience: None }
+    pub(super) fn new(inner: S, ahead: Bytes, judge: Judge, activity: Activity, patience: Patience) -> Self {
+        let (held, ready, linger) = (BytesMut::new(), BytesMut::new(), Linger::default());
+        Self { inner, ahead, held, ready, judge, end: None, activity, patience, linger }
     }
 
-    fn patient<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.patience = None;
-            return written;
+    fn patient<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
+        match written {
+            Poll::Ready(done) => {
+                self.patience.moved(done.as_ref().map_or(0, bytes));
+                Poll::Ready(done)
+            }
+            Poll::Pending => self.patience.poll_wait(cx).map(Err),
         }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_IDLE)));
-        patience.as_mut().poll(cx).map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "client takes nothing")))
     }
+
+    /// Notes what we sent.
+    fn sent(&mut self, slices: &[IoSlice<'_>], written: &Poll<io::Result<usize>>) {
+        let (Judge::Glitches(glitches, max), Poll::Ready(Ok(written))) = (&mut self.judge, written) else { return };
+        let mut left = *written;
+        for slice in slices {
+            let count = left.min(slice.len());
+            for _ in 0..glitches.sent(&slice[..count]) {
+                self.activity.glitch(*max);
+            }
+            left -= count;
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Stream<S> {
+    /// Reads what nobody has judged.
+    fn poll_raw(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        if self.ahead.is_empty() {
+            ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
+        } else {
+            let length = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(length));
+        }
+        self.activity.read(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads frames, which are counted and go on.
+    fn poll_frames(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.activity.is_choked() {
+            // The connection's owner knows, and ends it.
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        ready!(self.poll_raw(cx, buffer))?;
+        if let Judge::Glitches(glitches, max) = &mut self.judge {
+            for _ in 0..glitches.received(&buffer.filled()[before..]) {
+                self.activity.glitch(*max);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads messages: what is by the rules goes on, a head when it is whole.
+    fn poll_messages(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if !self.ready.is_empty() {
+                let length = self.ready.len().min(buffer.remaining());
+                buffer.put_slice(&self.ready[..length]);
+                self.ready.advance(length);
+                return Poll::Ready(Ok(()));
+            }
+            match self.end {
+                // Told that the client is gone the parser would drop the answer.
+                Some(End::Refused) => return Poll::Pending,
+                Some(End::Broken) => return Poll::Ready(Err(broken())),
+                None => {}
+            }
+            let before = buffer.filled().len();
+            if self.held.is_empty() {
+                ready!(self.poll_raw(cx, buffer))?;
+                let Judge::Messages(messages) = &mut self.judge else { return Poll::Ready(Ok(())) };
+                let new = &buffer.filled()[before..];
+                let (count, passed) = judged(messages, new);
+                self.held.extend_from_slice(if passed == Verdict::Fine { &new[count..] } else { &[] });
+                buffer.set_filled(before + count);
+                let is_end = passed == Verdict::Fine && count == 0 && self.held.is_empty();
+                self.note(passed);
+                if is_end || count > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                let mut space = [0; READ_BYTES];
+                let mut space = ReadBuf::new(&mut space);
+                ready!(self.poll_raw(cx, &mut space))?;
+                if space.filled().is_empty() {
+                    // The end, in the middle of a head.
+                    return Poll::Ready(Ok(()));
+                }
+                self.held.extend_from_slice(space.filled());
+                let Judge::Messages(messages) = &mut self.judge else { return Poll::Ready(Ok(())) };
+                let (count, passed) = judged(messages, &self.held);
+                self.ready = self.held.split_to(count);
+                self.note(passed);
+            }
+        }
+    }
+
+    /// Tells the connection what was found.
+    fn note(&mut self, verdict: Verdict) {
+        let Judge::Messages(messages) = &self.judge else { return };
+        match verdict {
+            Verdict::Fine => self.activity.head(!self.held.is_empty()),
+            Verdict::Refused(fault) => {
+                self.activity.head(false);
+                self.activity.broke(messages.heads() + 1, fault);
+                self.held.clear();
+                self.ready.extend_from_slice(REFUSED);
+                self.end = Some(End::Refused);
+            }
+            Verdict::Broken => {
+                self.activity.broke(messages.heads(), ClientFault::Malformed);
+                self.held.clear();
+                self.end = Some(End::Broken);
+            }
+        }
+    }
+
+    /// Reads over what still comes, for a while.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let end = self.linger.end.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut space = [0; READ_BYTES];
+        while self.linger.bytes < LINGER_BYTES_MAX {
+            let mut space = ReadBuf::new(&mut space);
+            match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut space)) {
+                Ok(()) if !space.filled().is_empty() => self.linger.bytes += space.filled().len(),
+                _ => break,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Fine,
+    Refused(ClientFault),
+    Broken,
+}
+
+/// How many bytes go on, and what is with the next.
+fn judged(messages: &mut Messages, bytes: &[u8]) -> (usize, Verdict) {
+    match messages.pass(bytes) {
+        Passed::All => (bytes.len(), Verdict::Fine),
+        Passed::Part(count) => (count, Verdict::Fine),
+        Passed::Refused(count, fault) => (count, Verdict::Refused(fault)),
+        Passed::Broken(count) => (count, Verdict::Broken),
+    }
+}
+
+fn broken() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "body breaks its framing")
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = if self.ahead.is_empty() {
-            Pin::new(&mut self.inner).poll_read(cx, buffer)
-        } else {
-            let length = self.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.ahead.split_to(length));
-            Poll::Ready(Ok(()))
-        };
-        let count = buffer.filled().len() - before;
-        self.activity.shared.read_bytes.fetch_add(count as u64, Ordering::Relaxed);
-        read
+        match self.judge {
+            Judge::Glitches(..) => self.poll_frames(cx, buffer),
+            Judge::Messages(_) => self.poll_messages(cx, buffer),
+        }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.patient(cx, written)
+        self.sent(&[IoSlice::new(bytes)], &written);
+        self.patient(cx, written, |count| *count)
     }
 
     fn poll_write_vectored(
@@ -132,7 +260,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
-        self.patient(cx, written)
+        self.sent(slices, &written);
+        self.patient(cx, written, |count| *count)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -141,42 +270,112 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.inner).poll_flush(cx);
-        self.patient(cx, flushed)
+        self.patient(cx, flushed, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let closed = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.patient(cx, closed)
+        if !self.linger.is_shut {
+            let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
+            ready!(self.patient(cx, shut, |()| 0))?;
+            self.linger.is_shut = true;
+        }
+        self.poll_linger(cx).map(Ok)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+    use super::super::h1::head::Bounds;
     use super::*;
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    fn messages() -> Judge {
+        Judge::Messages(Messages::new(Bounds { head_bytes_max: 16_384, target_bytes_max: 8_192, fields_max: 100 }))
+    }
+
+    fn stream(inner: DuplexStream, ahead: &'static [u8], judge: Judge) -> (Stream<DuplexStream>, Activity) {
+        let (activity, patience) = (Activity::new(), Patience::new(Duration::from_secs(60), 1_024));
+        (Stream::new(inner, Bytes::from_static(ahead), judge, activity.clone(), patience), activity)
+    }
 
     #[tokio::test]
     async fn what_was_read_ahead_comes_first() {
         let (near, mut far) = tokio::io::duplex(64);
-        tokio::io::AsyncWriteExt::write_all(&mut far, b" world").await.unwrap();
+        far.write_all(&GET[5..]).await.unwrap();
         drop(far);
-        let activity = Activity::new();
-        let mut text = String::new();
-        Stream::new(near, Bytes::from_static(b"hello"), activity.clone()).read_to_string(&mut text).await.unwrap();
-        assert_eq!(text, "hello world");
-        assert_eq!(activity.age().1, 11);
+        let (mut stream, activity) = stream(near, &GET[..5], messages());
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        assert_eq!(bytes, GET);
+        assert_eq!(activity.read_bytes(), GET.len() as u64);
     }
 
-    #[test]
-    fn a_connection_with_a_request_is_not_idle() {
-        let activity = Activity::new();
-        let (one, first) = activity.begin();
-        let (two, second) = activity.begin();
-        assert_eq!((first, second), (1, 2));
-        drop(one);
-        assert_eq!(activity.idle(), Duration::ZERO);
-        drop(two);
-        assert!(activity.idle() < Duration::from_secs(60));
+    #[tokio::test]
+    async fn a_head_that_breaks_a_rule_is_never_read() {
+        let (near, mut far) = tokio::io::duplex(1_024);
+        for piece in [GET, b"GET / HTTP/1.1\r\nhost: a", b"\nx: y\r\n\r\n", GET] {
+            far.write_all(piece).await.unwrap();
+        }
+        let (mut stream, activity) = stream(near, b"", messages());
+        let mut bytes = vec![0; GET.len() + REFUSED.len()];
+        stream.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(bytes, [GET, REFUSED].concat());
+        assert_eq!((activity.fault(1), activity.fault(2)), (None, Some(ClientFault::Malformed)));
+        let more = tokio::time::timeout(Duration::from_millis(1), stream.read_u8()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_its_framing_ends_in_an_error() {
+        let (near, mut far) = tokio::io::duplex(1_024);
+        let head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello";
+        far.write_all(head).await.unwrap();
+        far.write_all(b"x5\r\n").await.unwrap();
+        let (mut stream, activity) = stream(near, b"", messages());
+        let mut bytes = vec![0; head.len()];
+        stream.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(bytes, head);
+        assert_eq!(stream.read_u8().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(activity.fault(1), Some(ClientFault::Malformed));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let (near, far) = tokio::io::duplex(8);
+        let (mut stream, _) = stream(near, b"", messages());
+        stream.patience = Patience::new(Duration::from_millis(1), 1_024);
+        let error = stream.write_all(&[0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(far);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_still_sends_is_heard_out_for_a_while() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let (mut stream, _) = stream(near, b"", messages());
+        let closing = tokio::spawn(async move { stream.shutdown().await });
+        for _ in 0..10 {
+            far.write_all(&[0; 64]).await.unwrap();
+        }
+        assert!(!closing.is_finished());
+        drop(far);
+        closing.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_only_makes_work_is_read_no_more() {
+        let (near, mut far) = tokio::io::duplex(1_024);
+        let (mut stream, activity) = stream(near, b"", Judge::Glitches(Glitches::new(0), 4));
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        far.write_all(&ping.repeat(4)).await.unwrap();
+        let mut bytes = vec![0; ping.len() * 4];
+        stream.read_exact(&mut bytes).await.unwrap();
+        assert!(activity.is_choked());
+        activity.urged().await;
+        far.write_all(&ping).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(1), stream.read_u8()).await.is_err());
     }
 }

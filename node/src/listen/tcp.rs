@@ -1,11 +1,11 @@
 //! HTTP/1.1 and HTTP/2 over TCP, with TLS and without.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -16,33 +16,40 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, getrlimit};
+use rustls::HandshakeKind;
+use selvage_config::front::{Front, has};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::activity::Activity;
 use super::body::{Inbound, Outbound};
-use super::stream::{Activity, Stream};
-use super::{
-    CONNECTION_WINDOW_BYTES, CONNECTIONS_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, HEAD_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
-};
+use super::drive::{Times, drive};
+use super::h1::Messages;
+use super::h1::head::Bounds;
+use super::h2::Glitches;
+use super::patience::Patience;
+use super::proxy;
+use super::source::{Place, Sources, Transport};
+use super::stream::{Judge, Stream};
+use super::tasks::Tasks;
+use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use crate::fault::{ClientFault, Fault};
 use crate::request::{Protocol, Request};
-use crate::serve::{Parts, serve};
+use crate::serve::{Parts, refuse, serve};
 
 /// What a client of HTTP/2 says first (RFC 9113 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Pause after the system refused a connection for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Fields of an HTTP/1.1 head.
-const FIELDS_MAX: usize = 100;
-/// Requests of one HTTP/1.1 connection.
-const REQUESTS_MAX: u64 = 1_000;
-/// How long an HTTP/2 connection may be without a request. HTTP/1.1 has [`HEAD_MAX`] between two.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How often that is looked at.
-const IDLE_CHECK: Duration = Duration::from_secs(5);
+/// How often that is told.
+const ACCEPT_TOLD: Duration = Duration::from_secs(60);
+/// Descriptors of the process that clients may have, in a hundred: the rest is for apps, KV and the control plane.
+const DESCRIPTORS_PERCENT: u64 = 80;
 /// HTTP/2: pause between pings, and how long the answer may take.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 /// HTTP/2: requests that a client took back before we looked at them.
@@ -51,6 +58,8 @@ const RESETS_PENDING_MAX: usize = 20;
 const RESETS_LOCAL_MAX: usize = 128;
 /// HTTP/2: bytes of an answer that wait for the client.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes that the parser of HTTP/1.1 may add to a head that was judged: what it reads at once.
+const PARSER_SLACK_BYTES: usize = 1_024;
 
 /// What a listener speaks.
 pub(super) enum Kind {
@@ -64,10 +73,18 @@ pub(super) enum Kind {
     Plain,
 }
 
+/// A listener and what its connections have in common.
+pub(super) struct Listening {
+    pub(super) kind: Kind,
+    pub(super) parts: Arc<Parts>,
+    pub(super) sources: Arc<Sources>,
+}
+
 /// What one connection's requests have in common.
 struct Shared {
     parts: Arc<Parts>,
     client: SocketAddr,
+    place: Place,
     protocol: Protocol,
     secure: bool,
     alt_svc: Option<HeaderValue>,
@@ -75,26 +92,30 @@ struct Shared {
 }
 
 /// Accepts until `stop`, then waits for the connections to end.
-pub(super) async fn accept(listener: TcpListener, kind: Kind, parts: Arc<Parts>, stop: CancellationToken) {
-    let kind = Arc::new(kind);
+pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: CancellationToken) {
+    let listening = Arc::new(listening);
+    let connections_max = listening.parts.front.connections_max as usize;
+    let descriptors = descriptors_max();
     let mut connections = JoinSet::new();
+    let mut told: Option<Instant> = None;
     loop {
         // Every branch may be dropped: each of the three futures loses nothing.
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((tcp, client)) => {
-                    let (kind, parts, stop) = (Arc::clone(&kind), Arc::clone(&parts), stop.clone());
-                    connections.spawn(async move {
-                        if let Err(error) = connection(tcp, client, &kind, parts, stop).await {
-                            tracing::debug!(%client, error = format!("{error:#}"), "connection ended");
-                        }
-                    });
+            accepted = listener.accept(), if connections.len() < connections_max => match accepted {
+                // The system gives the lowest number that is free, so all below it are taken.
+                Ok((tcp, _)) if tcp.as_raw_fd() >= descriptors => {
+                    listening.parts.metrics.connection_refused("descriptors");
+                    shed(&tcp);
                 }
+                Ok((tcp, peer)) => drop(connections.spawn(connection(tcp, peer, Arc::clone(&listening), stop.clone()))),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "no connection can be accepted");
+                    if told.is_none_or(|told| told.elapsed() > ACCEPT_TOLD) {
+                        told = Some(Instant::now());
+                        tracing::warn!(%error, "no connection can be accepted");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -105,50 +126,93 @@ pub(super) async fn accept(listener: TcpListener, kind: Kind, parts: Arc<Parts>,
     while connections.join_next().await.is_some() {}
 }
 
+/// The first descriptor that no client may have.
+fn descriptors_max() -> i32 {
+    let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    i32::try_from(all / 100 * DESCRIPTORS_PERCENT).unwrap_or(i32::MAX)
+}
+
 /// Whether it is the one connection that failed, not the listener.
 fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn connection(
-    tcp: TcpStream,
-    client: SocketAddr,
-    kind: &Kind,
-    parts: Arc<Parts>,
+/// Ends a connection by a reset when it is dropped: nothing of it stays in the system.
+fn shed(tcp: &TcpStream) {
+    // It fails for a connection that is gone already.
+    let _ = tcp.set_zero_linger();
+}
+
+async fn connection(tcp: TcpStream, peer: SocketAddr, listening: Arc<Listening>, stop: CancellationToken) {
+    if let Err(error) = serve_connection(tcp, peer, &listening, stop).await {
+        tracing::debug!(%peer, error = format!("{error:#}"), "connection ended");
+    }
+}
+
+async fn serve_connection(
+    mut tcp: TcpStream,
+    peer: SocketAddr,
+    listening: &Listening,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let Listening { kind, parts, sources } = listening;
+    let front = &parts.front;
     tcp.set_nodelay(true)?;
-    let activity = Activity::new();
-    let mut shared =
-        Shared { parts, client, protocol: Protocol::H1, secure: false, alt_svc: None, activity: activity.clone() };
-    match kind {
-        Kind::Tls { acceptor, alt_svc } => {
-            let handshake = timeout(HANDSHAKE_MAX, acceptor.accept(tcp));
-            let tls = tokio::select! {
-                // Who has not shaken hands yet loses nothing.
-                () = stop.cancelled() => return Ok(()),
-                tls = handshake => tls??,
-            };
-            shared.secure = true;
-            shared.alt_svc = Some(alt_svc.clone());
-            if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
-                shared.protocol = Protocol::H2;
-            }
-            speak(Stream::new(tls, Bytes::new(), activity), shared, stop).await
+    let mut client = peer;
+    if has(&front.proxy_protocol_from, peer.ip()) {
+        let header = timeout(Duration::from_millis(front.head_ms), proxy::read(&mut tcp));
+        let header = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            header = header => header?,
+        };
+        let told = header.inspect_err(|_| parts.metrics.connection_refused("proxy-header"))?;
+        client = told.unwrap_or(peer);
+    }
+    let place = match sources.enter(client.ip(), Transport::Tcp) {
+        Ok(place) => place,
+        Err(full) => {
+            parts.metrics.connection_refused(full.as_str());
+            shed(&tcp);
+            return Err(full.into());
         }
+    };
+    let activity = Activity::new();
+    let parts = Arc::clone(parts);
+    let shared = Shared { parts, client, place, protocol: Protocol::H1, secure: false, alt_svc: None, activity };
+    match kind {
+        Kind::Tls { acceptor, alt_svc } => over_tls(tcp, (acceptor, alt_svc), shared, stop).await,
         Kind::Plain => {
-            let mut tcp = tcp;
+            let sniffing = timeout(Duration::from_millis(front.head_ms), sniff(&mut tcp));
             let (ahead, is_h2) = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                sniffed = timeout(HEAD_MAX, sniff(&mut tcp)) => sniffed??,
+                sniffed = sniffing => sniffed??,
             };
-            if is_h2 {
-                shared.protocol = Protocol::H2;
-            }
-            speak(Stream::new(tcp, ahead, activity), shared, stop).await
+            let protocol = if is_h2 { Protocol::H2 } else { Protocol::H1 };
+            speak(tcp, ahead, Shared { protocol, ..shared }, stop).await
         }
     }
+}
+
+async fn over_tls(
+    tcp: TcpStream,
+    (acceptor, alt_svc): (&TlsAcceptor, &HeaderValue),
+    shared: Shared,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let metrics = &shared.parts.metrics;
+    let handshake = timeout(Duration::from_millis(shared.parts.front.handshake_ms), acceptor.accept(tcp));
+    let tls = tokio::select! {
+        // Who has not shaken hands yet loses nothing.
+        () = stop.cancelled() => return Ok(()),
+        tls = handshake => tls.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?,
+    };
+    let (_, session) = tls.get_ref();
+    let is_resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    metrics.handshake(if is_resumed { "resumed" } else { "full" });
+    let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::H2 } else { Protocol::H1 };
+    let (secure, alt_svc, activity) = (true, Some(alt_svc.clone()), Activity::new());
+    speak(tls, Bytes::new(), Shared { protocol, secure, alt_svc, activity, ..shared }, stop).await
 }
 
 /// Reads until it is clear whether this is HTTP/2's preface.
@@ -164,45 +228,63 @@ async fn sniff(tcp: &mut TcpStream) -> io::Result<(Bytes, bool)> {
     Ok((ahead.freeze(), is_h2))
 }
 
-async fn speak<S>(stream: Stream<S>, shared: Shared, stop: CancellationToken) -> anyhow::Result<()>
+async fn speak<S>(inner: S, ahead: Bytes, shared: Shared, stop: CancellationToken) -> anyhow::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let _open = shared.parts.metrics.connection(shared.protocol);
-    let activity = shared.activity.clone();
-    let protocol = shared.protocol;
+    let front = Arc::clone(&shared.parts.front);
+    let (activity, protocol) = (shared.activity.clone(), shared.protocol);
+    let write_idle = Duration::from_millis(front.write_idle_ms);
+    let patience = Patience::new(write_idle, front.bytes_per_second_min);
     let shared = Arc::new(shared);
     let service = service_fn(move |http| {
         let shared = Arc::clone(&shared);
         async move { Ok::<_, Infallible>(answer(&shared, http).await) }
     });
-    let io = TokioIo::new(stream);
+    let spread = u32::try_from(RandomState::new().hash_one(0_u8) % 1_000).unwrap_or(0);
     match protocol {
         Protocol::H2 => {
-            let tasks = Tasks::default();
-            let connection = h2_builder(tasks.clone()).serve_connection(io, service);
-            drive(connection, &activity, PREFACE.len() as u64, stop).await
+            let judge = Judge::Glitches(Glitches::new(PREFACE.len()), front.glitches_max);
+            let io = TokioIo::new(Stream::new(inner, ahead, judge, activity.clone(), patience));
+            let tasks = Tasks::new(write_idle, front.bytes_per_second_min);
+            let times = Times::new(&front, PREFACE.len() as u64, spread);
+            drive(h2_builder(&front, tasks).serve_connection(io, service), &activity, &times, stop).await
         }
-        _ => drive(h1_builder().serve_connection(io, service), &activity, 0, stop).await,
+        _ => {
+            let judge = Judge::Messages(Messages::new(bounds(&front)));
+            let io = TokioIo::new(Stream::new(inner, ahead, judge, activity.clone(), patience));
+            let times = Times::new(&front, 0, spread);
+            drive(h1_builder(&front).serve_connection(io, service), &activity, &times, stop).await
+        }
     }
 }
 
-fn h1_builder() -> http1::Builder {
+fn bounds(front: &Front) -> Bounds {
+    Bounds {
+        head_bytes_max: front.head_bytes_max as usize,
+        target_bytes_max: front.target_bytes_max as usize,
+        fields_max: front.fields_max as usize,
+    }
+}
+
+/// Time is kept by [`drive`]; the bounds are those of [`Messages`] once more.
+fn h1_builder(front: &Front) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_MAX)
-        .max_header_size(HEAD_BYTES_MAX as usize)
-        .max_headers(FIELDS_MAX);
+        .header_read_timeout(None)
+        .max_header_size(front.head_bytes_max as usize + PARSER_SLACK_BYTES)
+        .max_headers(front.fields_max as usize);
     builder
 }
 
-fn h2_builder(tasks: Tasks) -> http2::Builder<Tasks> {
+fn h2_builder(front: &Front, tasks: Tasks) -> http2::Builder<Tasks> {
     let mut builder = http2::Builder::new(tasks);
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_concurrent_streams(front.streams_max)
+        .max_header_list_size(front.head_bytes_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
@@ -213,109 +295,45 @@ fn h2_builder(tasks: Tasks) -> http2::Builder<Tasks> {
     builder
 }
 
-/// A connection that can be asked to end.
-trait Drain: Future<Output = hyper::Result<()>> {
-    /// Takes no further request.
-    fn drain(self: Pin<&mut Self>);
-}
-
-impl<I, S> Drain for http1::Connection<I, S>
-where
-    Self: Future<Output = hyper::Result<()>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = Outbound>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn drain(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
-impl<I, S> Drain for http2::Connection<I, S, Tasks>
-where
-    Self: Future<Output = hyper::Result<()>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = Outbound>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    Tasks: hyper::rt::bounds::Http2ServerConnExec<S::Future, Outbound>,
-{
-    fn drain(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
-/// Runs a connection to its end. It is asked to end when the listener stops, when it has been idle for too long, and
-/// when `opening` bytes have not come in time.
-async fn drive(
-    connection: impl Drain,
-    activity: &Activity,
-    opening: u64,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let mut connection = pin!(connection);
-    let mut check = interval(IDLE_CHECK);
-    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut ending = false;
-    loop {
-        // The connection is polled by reference; the others may be dropped.
-        tokio::select! {
-            ended = connection.as_mut() => return Ok(ended?),
-            () = stop.cancelled(), if !ending => {
-                ending = true;
-                connection.as_mut().drain();
-            }
-            _ = check.tick() => {
-                let (age, read_bytes) = activity.age();
-                anyhow::ensure!(age < HEAD_MAX || read_bytes >= opening, "no preface");
-                // Whoever does not go when asked is cut off the next time.
-                anyhow::ensure!(!(ending && activity.idle() > IDLE_MAX + IDLE_CHECK), "idle");
-                if !ending && activity.idle() > IDLE_MAX {
-                    ending = true;
-                    connection.as_mut().drain();
-                }
-            }
-        }
-    }
-}
-
 async fn answer(shared: &Arc<Shared>, http: http::Request<Incoming>) -> http::Response<Outbound> {
     let (busy, count) = shared.activity.begin();
+    let (front, activity) = (&shared.parts.front, &shared.activity);
+    let patience = Patience::new(Duration::from_millis(front.body_idle_ms), front.bytes_per_second_min);
     let request = Request {
-        http: http.map(|body| Inbound::new(body).boxed_unsync()),
+        http: http.map(|body| Inbound::patient(body, patience).boxed_unsync()),
         client: shared.client,
         protocol: shared.protocol,
         secure: shared.secure,
         arrived: Instant::now(),
     };
-    let mut response = serve(&shared.parts, request).await;
-    tell_transport(shared, count, response.headers_mut());
-    response.map(|body| Outbound::new(body, busy))
+    let refused = match activity.fault(count) {
+        None if !shared.place.may_ask() => Some(ClientFault::TooMany),
+        fault => fault,
+    };
+    let mut response = match refused {
+        Some(fault) => refuse(&shared.parts, &request, &Fault::Client(fault)),
+        None => serve(&shared.parts, request).await,
+    };
+    // RFC 9112 6.3: what comes after a message that broke a rule is nobody's. Its body may have done so since.
+    let fault = activity.fault(count);
+    if let (None, Some(fault)) = (refused, fault) {
+        response = Fault::Client(fault).response();
+    }
+    tell_transport(shared, count, fault.is_some(), response.headers_mut());
+    response.map(|body| Outbound::new(body, activity.clone(), busy))
 }
 
 /// Fields about the connection, which nothing above may set.
-fn tell_transport(shared: &Shared, count: u64, fields: &mut HeaderMap) {
+fn tell_transport(shared: &Shared, count: u64, is_last: bool, fields: &mut HeaderMap) {
     if let Some(alt_svc) = &shared.alt_svc {
         fields.insert(ALT_SVC, alt_svc.clone());
     }
-    if shared.protocol == Protocol::H1 && count >= REQUESTS_MAX {
+    let front = &shared.parts.front;
+    if shared.protocol == Protocol::H2 {
+        if count >= front.streams_per_connection_max {
+            shared.activity.urge();
+        }
+    } else if is_last || count >= front.requests_per_connection_max {
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-}
-
-/// The tasks of one HTTP/2 connection: one per request. They end with it.
-#[derive(Clone, Default)]
-struct Tasks {
-    set: Arc<Mutex<JoinSet<()>>>,
-}
-
-impl<F> hyper::rt::Executor<F> for Tasks
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        // Nothing panics while it holds the lock.
-        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        while set.try_join_next().is_some() {}
-        set.spawn(task);
     }
 }

@@ -1,9 +1,16 @@
 //! The public listeners, over real sockets: what they answer, what they refuse, and how they leave.
 
+mod attacks;
 mod drain;
+mod frames;
 mod guests;
 mod h3;
 mod hostile;
+mod messages;
+mod peers;
+mod reload;
+mod slow;
+mod trust;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -20,6 +27,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use selvage_certs::{Authority, Certificates, FrontSecret, FrontTls, Resolver, TlsVersions, provider, roots_of};
 use selvage_config::app::{App, Route, StaticResponse, Target};
+use selvage_config::front::Front as Bounds;
 use selvage_config::node::TlsProvider;
 use selvage_config::{AppName, Digest};
 use selvage_node::listen::{ListenOptions, Listeners};
@@ -43,6 +51,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Front {
     parts: Arc<Parts>,
     listeners: Listeners,
+    authority: Authority,
+    resolver: Arc<Resolver>,
     roots: RootCertStore,
 }
 
@@ -65,22 +75,28 @@ fn app(name: &str) -> ActiveApp {
 
 impl Front {
     async fn start() -> Self {
+        Self::with(Bounds::default()).await
+    }
+
+    async fn with(bounds: Bounds) -> Self {
         let authority = Authority::create("test").unwrap();
         let identity = authority.issue_server(&[HOST.into()], &[]).unwrap();
         let certificates = Certificates::of([&identity]).unwrap();
         let parts = Parts::new("fra-1".parse().unwrap(), "fra".parse().unwrap(), 1_000, Metrics::new());
         parts.table.store(Arc::new(Table::new(vec![Arc::new(app("hello"))], "edge.test").unwrap()));
-        let parts = Arc::new(parts);
+        let parts = Arc::new(parts.with_front(bounds));
+        let resolver = Arc::new(Resolver::new(certificates));
         let any = Some("127.0.0.1:0".parse().unwrap());
         let tls = FrontTls {
-            resolver: Arc::new(Resolver::new(certificates)),
+            resolver: Arc::clone(&resolver),
             provider: TlsProvider::default(),
             secret: FrontSecret::random().unwrap(),
             versions: TlsVersions::Only13,
         };
         let options = ListenOptions { https: any, http: any, tls: Some(tls) };
         let listeners = Listeners::bind(&options, Arc::clone(&parts)).await.unwrap();
-        Self { parts, listeners, roots: roots_of(&[authority.certificate_der()]).unwrap() }
+        let roots = roots_of(&[authority.certificate_der()]).unwrap();
+        Self { parts, listeners, authority, resolver, roots }
     }
 
     fn https(&self) -> SocketAddr {
@@ -107,6 +123,17 @@ impl Front {
         let stream = connector.connect(ServerName::try_from(HOST).unwrap(), tcp).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(alpn));
         stream
+    }
+
+    /// Waits until the metrics say this.
+    async fn counted(&self, line: &str) {
+        let counted = async {
+            while !self.parts.metrics.text().contains(line) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = timeout(PATIENCE, counted).await;
+        assert!(waited.is_ok(), "{line} in\n{}", self.parts.metrics.text());
     }
 
     /// What comes back for these bytes, until the node closes or says nothing for a moment.

