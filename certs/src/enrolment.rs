@@ -19,12 +19,22 @@ pub struct Enrolment {
 impl Enrolment {
     /// Makes a new key and the request for it.
     pub fn create() -> Result<Self, AuthorityError> {
-        let key = KeyPair::generate().map_err(AuthorityError::Make)?;
+        Self::of(KeyPair::generate().map_err(AuthorityError::Make)?)
+    }
+
+    fn of(key: KeyPair) -> Result<Self, AuthorityError> {
         // It asks for no name: the authority decides who this is.
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         let request = params.serialize_request(&key).map_err(AuthorityError::Make)?.der().to_vec();
         Ok(Self { key, request })
+    }
+
+    /// A request for another certificate of the key that `identity` has. Then one file changes and not two, so that no
+    /// crash leaves a key beside a certificate that it does not fit.
+    pub fn again(identity: &Identity) -> Result<Self, AuthorityError> {
+        let key = KeyPair::try_from(identity.key()).map_err(AuthorityError::Make)?;
+        Self::of(key)
     }
 
     /// The request in DER (PKCS #10), to be sent to the authority.
@@ -62,6 +72,17 @@ mod tests {
         let identity = enrolment.finish(chain).unwrap();
         assert_eq!(peer_role(&identity.chain()[0]).unwrap(), node());
         assert_eq!(identity.names(), ["fra-1.node.selvage.internal"]);
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_for_the_same_key() {
+        let authority = Authority::create("test").unwrap();
+        let first = authority.issue_identity(&node(), &[], &[]).unwrap();
+        let again = Enrolment::again(&first).unwrap();
+        let chain = authority.certify(again.request(), &node(), &[], &[]).unwrap();
+        let second = again.finish(chain).unwrap();
+        assert_ne!(first.chain(), second.chain());
+        assert_eq!(first.key(), second.key());
     }
 
     #[test]

@@ -237,7 +237,7 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 /// Certificates as PEM, in their order.
-pub(crate) fn chain_pem(chain: &[CertificateDer<'_>]) -> String {
+pub fn chain_pem(chain: &[CertificateDer<'_>]) -> String {
     chain.iter().map(|certificate| section("CERTIFICATE", certificate)).collect()
 }
 

@@ -101,6 +101,11 @@ impl Identity {
         files::write(certificate.as_ref(), &self.chain_pem(), Readers::Everyone)
     }
 
+    /// The private key of the leaf.
+    pub(crate) fn key(&self) -> &PrivateKeyDer<'static> {
+        &self.key
+    }
+
     /// The chain, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain

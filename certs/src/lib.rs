@@ -29,7 +29,7 @@ mod mutual;
 
 pub use authority::{Authority, AuthorityError};
 pub use enrolment::Enrolment;
-pub use files::{FileError, PemFiles, roots_from_pem};
+pub use files::{FileError, PemFiles, chain_pem, roots_from_pem};
 pub use front::{FrontTls, TlsVersions, front_server};
 pub use identity::{Identity, IdentityError};
 pub use mutual::{ClientAuth, TlsError, client, mutual_client, mutual_server, roots_of};

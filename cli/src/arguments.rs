@@ -7,8 +7,8 @@ use miette::Report;
 
 use crate::output::{Format, Output};
 use crate::{
-    certs, check, control_plane, demo, deploy, key, kv, loadtest, node, nodes, push, revoke, root, sign, token, up,
-    verify,
+    audit, certs, check, collect, control_plane, demo, deploy, import, key, kv, loadtest, node, nodes, push, revoke,
+    root, secret, sign, split, token, up, verify,
 };
 
 /// An edge CDN worker: signed WebAssembly components behind HTTP/1.1, HTTP/2 and HTTP/3, with replicated KV.
@@ -51,6 +51,12 @@ pub(crate) enum Command {
     Root(root::Arguments),
     /// Push an app to the control plane's registry.
     Push(push::Arguments),
+    /// Make an app that `spin registry push` pushed one of ours.
+    Import(import::Arguments),
+    /// Let the registry go of what nothing refers to.
+    Collect(collect::Arguments),
+    /// List who changed what, and check that list.
+    Audit(audit::Arguments),
     /// Sign a pushed app, as cosign does.
     Sign(sign::Arguments),
     /// Tell whether a policy accepts an artifact's signatures, as a node does; offline, if its bundles are at hand.
@@ -61,9 +67,13 @@ pub(crate) enum Command {
     Rollback(deploy::RollbackArguments),
     /// Make sure that a release, a key or an identity never counts again.
     Revoke(revoke::Arguments),
+    /// Let a release serve a part of the visitors beside the current one.
+    Split(split::Arguments),
+    /// Set or list an app's secrets.
+    Secret(secret::Arguments),
     /// List releases.
     Releases(deploy::ReleasesArguments),
-    /// List nodes and what they serve.
+    /// List nodes and what they serve; invite, cordon, drain or revoke one.
     Nodes(nodes::Arguments),
     /// Read and write KV on a node.
     Kv(kv::Arguments),
@@ -92,6 +102,11 @@ impl Command {
             Self::Deploy(arguments) => deploy::run(arguments, *output).await,
             Self::Rollback(arguments) => deploy::rollback(arguments, *output).await,
             Self::Revoke(arguments) => revoke::run(arguments, *output).await,
+            Self::Split(arguments) => split::run(arguments, *output).await,
+            Self::Secret(arguments) => secret::run(arguments, *output).await,
+            Self::Import(arguments) => import::run(arguments, *output).await,
+            Self::Collect(arguments) => collect::run(arguments, *output).await,
+            Self::Audit(arguments) => audit::run(arguments, *output).await,
             Self::Releases(arguments) => deploy::releases(arguments, *output).await,
             Self::Nodes(arguments) => nodes::run(arguments, *output).await,
             Self::Kv(arguments) => kv::run(arguments, *output).await,

@@ -1,5 +1,6 @@
 //! `selvage deploy`, `rollback` and `releases`: which version of an app the fleet runs.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +11,10 @@ use reqwest::Method;
 use selvage_config::AppName;
 use selvage_config::bundle::Bundle;
 use selvage_config::release::Release;
-use selvage_control_plane::answers::{ReleaseRequest, Released, RollbackRequest, Rollout, RolloutState};
+use selvage_config::rollout::{Gate, Selection, SplitKey, Wave};
+use selvage_control_plane::answers::{
+    ReleaseRequest, Released, RollbackRequest, Rollout, RolloutRequest, RolloutState, Share, WaveAnswer, WaveStage,
+};
 
 use crate::client::{Client, json};
 use crate::context::ContextArguments;
@@ -20,13 +24,15 @@ use crate::push::push;
 use crate::registry::{Reference, resolve};
 use crate::sign::sign;
 
+/// How long to wait for nodes, besides what waves bake.
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the rollout is asked for while waiting.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(50);
 
 /// `selvage deploy`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  selvage deploy hello@sha256:… --variable greeting=Hi\n  selvage deploy -f examples/hello/spin.toml --key cosign.key     push, sign and deploy in one go"
+    after_help = "Examples:\n  selvage deploy hello@sha256:… --variable greeting=Hi\n  selvage deploy -f examples/hello/spin.toml --key cosign.key     push, sign and deploy in one go\n  selvage deploy hello:v2 --wave 10%:5m --wave region=fra:30m       a tenth of the nodes, then a region, then all\n  selvage deploy hello:v2 --percent 5 --key-by cookie:sid           beside the current release, for 5 of 100 visitors"
 )]
 pub(crate) struct Arguments {
     /// A pushed and signed app: repository@digest or repository:tag.
@@ -53,10 +59,71 @@ pub(crate) struct Arguments {
     variables: Vec<(String, String)>,
 
     #[command(flatten)]
+    moves: MoveArguments,
+
+    #[command(flatten)]
     wait: WaitArguments,
 
     #[command(flatten)]
     context: ContextArguments,
+}
+
+/// How the release comes into use.
+#[derive(Debug, Clone, clap::Args)]
+struct MoveArguments {
+    /// A wave of nodes, and how long it bakes: 10%, region=fra:5m or tier=canary:30s. May be repeated; everybody comes
+    /// last. A wave that does badly halts the rollout, and the old release is back. Default: one node in a hundred, at
+    /// least one, then everybody.
+    #[arg(long = "wave", value_name = "WAVE", conflicts_with_all = ["at_once", "percent"])]
+    waves: Vec<Wave>,
+
+    /// On every node now, whatever it does there.
+    #[arg(long, conflicts_with = "percent")]
+    at_once: bool,
+
+    /// On every node, for so many of a hundred visitors, beside the current release. With 0 only requests with the field
+    /// `selvage-release` meet it.
+    #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
+    percent: Option<u8>,
+
+    /// What keeps a visitor at one release: client, header:NAME or cookie:NAME.
+    #[arg(long, default_value_t, requires = "percent", value_name = "KEY")]
+    key_by: SplitKey,
+
+    /// A bound of the gates between waves, as NAME=NUMBER: requests_min, errors_permille_more, traps_permille_more,
+    /// p99_percent_max, refusals_max, stall_ms. May be repeated.
+    #[arg(long = "gate", value_parser = bound, value_name = "NAME=NUMBER")]
+    gate: Vec<(String, u64)>,
+}
+
+/// NAME=NUMBER.
+fn bound(text: &str) -> Result<(String, u64), String> {
+    let (name, number) = pair(text)?;
+    Ok((name, number.parse().map_err(|_| format!("{number:?} is no whole number"))?))
+}
+
+impl MoveArguments {
+    fn request(&self) -> Result<RolloutRequest, Report> {
+        if let Some(percent) = self.percent {
+            return Ok(RolloutRequest::Split(Share { percent, key: self.key_by.clone() }));
+        }
+        if self.at_once {
+            return Ok(RolloutRequest::AtOnce);
+        }
+        let bounds: serde_json::Map<_, _> = self.gate.iter().map(|(name, n)| (name.clone(), (*n).into())).collect();
+        let gate: Gate =
+            serde_json::from_value(bounds.into()).map_err(|error| wrong(format!("--gate: {error}"), None))?;
+        let mut waves = self.waves.clone();
+        if waves.is_empty() {
+            waves.push(Wave { nodes: Selection::Percent(1), bake_ms: 0 });
+        }
+        Ok(RolloutRequest::Waves { waves, gate })
+    }
+
+    /// How long the waves bake, together.
+    fn bakes(&self) -> Duration {
+        Duration::from_millis(self.waves.iter().fold(0, |sum: u64, wave| sum.saturating_add(wave.bake_ms)))
+    }
 }
 
 /// How long to wait for nodes.
@@ -66,9 +133,10 @@ struct WaitArguments {
     #[arg(long, value_name = "NODES")]
     wait_for: Option<usize>,
 
-    /// Give up waiting after this long, seconds. 0 does not wait at all.
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
-    timeout: u64,
+    /// Give up waiting after this long, seconds. 0 does not wait at all. Default 60, and as long as the waves bake. The
+    /// rollout goes on all the same.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
 }
 
 /// `selvage rollback`.
@@ -126,9 +194,10 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
         Some(app) => app,
         None => reference.repository.last().parse().map_err(|e| wrong(format!("{e}"), Some("give --app")))?,
     };
-    let released = release(&client, &app, &reference, variables).await?;
-    output.progress(format_args!("{} is current (generation {})", released.release.id, released.generation));
-    wait(&client, &released, &arguments.wait, output).await
+    let moves = arguments.moves.request()?;
+    let released = release_as(&client, &app, &reference, variables, moves).await?;
+    output.progress(format_args!("{} is released (generation {})", released.release.id, released.generation));
+    wait(&client, &released, &arguments.wait, arguments.moves.bakes(), output).await
 }
 
 /// Pushes and signs; returns the reference by digest.
@@ -152,8 +221,19 @@ pub(crate) async fn release(
     reference: &Reference,
     variables: BTreeMap<String, String>,
 ) -> Result<Released, Report> {
+    release_as(client, app, reference, variables, RolloutRequest::AtOnce).await
+}
+
+/// Tells the control plane that `reference` shall become the app's current version, and how.
+async fn release_as(
+    client: &Client,
+    app: &AppName,
+    reference: &Reference,
+    variables: BTreeMap<String, String>,
+    rollout: RolloutRequest,
+) -> Result<Released, Report> {
     let Reference { repository, reference } = reference.clone();
-    let request = ReleaseRequest { repository, reference, variables };
+    let request = ReleaseRequest { repository, reference, variables, rollout };
     let post = client.request(Method::POST, &format!("/api/v1/apps/{app}/releases")).json(&request);
     json(post, &format!("release {app}")).await
 }
@@ -163,7 +243,7 @@ pub(crate) async fn rollback(arguments: RollbackArguments, output: Output) -> Re
     let client = Client::of(&arguments.context.context)?;
     let released = roll_back(&client, &arguments.app, arguments.to).await?;
     output.progress(format_args!("{} is current (generation {})", released.release.id, released.generation));
-    wait(&client, &released, &arguments.wait, output).await
+    wait(&client, &released, &arguments.wait, Duration::ZERO, output).await
 }
 
 /// Tells the control plane to go back.
@@ -177,20 +257,49 @@ async fn wait(
     client: &Client,
     released: &Released,
     arguments: &WaitArguments,
+    bakes: Duration,
     output: Output,
 ) -> Result<ExitCode, Report> {
-    let until = Instant::now() + Duration::from_secs(arguments.timeout);
-    let rollout = rollout_until(client, released, until, |rollout| is_settled(rollout, arguments.wait_for)).await?;
-    output.answer(&rollout, rows(&rollout));
+    let longest = arguments.timeout.map_or(TIMEOUT + bakes, Duration::from_secs);
+    let until = Instant::now() + longest;
+    let told = Cell::new(0);
+    let settled = |rollout: &Rollout| {
+        if let Some(wave) = rollout.wave.as_ref().filter(|wave| wave.number > told.get()) {
+            told.set(wave.number);
+            output.progress(format_args!("wave {} of {}: {}", wave.number, wave.count, wave.nodes));
+        }
+        is_settled(rollout, arguments.wait_for)
+    };
+    let rollout = rollout_until(client, released, until, settled).await?;
+    output.answer(&rollout, format_args!("{}{}", verdict(&rollout), rows(&rollout)));
     let enough = arguments.wait_for.unwrap_or(rollout.nodes.len());
-    let done = arguments.timeout == 0 || (rollout.serving >= enough && rollout.serving > 0);
+    let is_halted = rollout.wave.as_ref().is_some_and(|wave| wave.stage == WaveStage::Halted);
+    let done = !is_halted && (longest.is_zero() || (rollout.serving >= enough && rollout.serving > 0));
     Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether waiting longer can't change the verdict: enough serve, or too many have refused.
+/// Why a rollout was taken back.
+fn verdict(rollout: &Rollout) -> String {
+    match &rollout.wave {
+        Some(WaveAnswer { stage: WaveStage::Halted, number, count, nodes, reason, .. }) => {
+            let reason = reason.as_deref().unwrap_or("it was halted");
+            format!("{} was taken back in wave {number} of {count} ({nodes}): {reason}\n", rollout.release)
+        }
+        _ => String::new(),
+    }
+}
+
+/// Whether waiting longer can't change the verdict: the rollout was halted, enough serve, or too many have refused.
 fn is_settled(rollout: &Rollout, wait_for: Option<usize>) -> bool {
     let enough = wait_for.unwrap_or(rollout.nodes.len()).max(1);
-    rollout.serving >= enough || (!rollout.nodes.is_empty() && rollout.serving + rollout.pending < enough)
+    let serve = rollout.serving >= enough;
+    match rollout.wave.as_ref().map(|wave| wave.stage) {
+        Some(WaveStage::Halted) => true,
+        Some(WaveStage::Running) => wait_for.is_some() && serve,
+        Some(WaveStage::Done) | None => {
+            serve || (!rollout.nodes.is_empty() && rollout.serving + rollout.pending < enough)
+        }
+    }
 }
 
 /// The rollout once `enough` says so, or at `until`.

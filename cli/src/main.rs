@@ -6,13 +6,16 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod arguments;
+mod audit;
 mod certs;
 mod check;
 mod client;
+mod collect;
 mod context;
 mod control_plane;
 mod demo;
 mod deploy;
+mod import;
 mod key;
 mod kv;
 mod loadtest;
@@ -24,7 +27,9 @@ mod push;
 mod registry;
 mod revoke;
 mod root;
+mod secret;
 mod sign;
+mod split;
 mod token;
 mod up;
 mod verify;

@@ -1,4 +1,6 @@
-//! `selvage node`: run a node until it is told to stop, then drain.
+//! `selvage node`: run a node until it is told to stop, then drain; or make one.
+
+mod join;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,16 +15,29 @@ use crate::output::{Output, failure, wrong};
 /// `selvage node`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  selvage node --config /etc/selvage/node.toml\n\nSIGTERM and Ctrl-C drain: no new requests, those under way may end (drain_ms)."
+    after_help = "Examples:\n  selvage node --config /etc/selvage/node.toml\n  selvage node join fra-1 --control-plane cp.example:7400 --token-file token\n\nSIGTERM and Ctrl-C drain: no new requests, those under way may end (drain_ms)."
 )]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
+
     /// The configuration.
     #[arg(short, long, env = "SELVAGE_NODE_CONFIG", default_value = "node.toml", value_name = "FILE")]
     config: PathBuf,
 }
 
-/// Runs a node.
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Come into a fleet by a token of `selvage nodes invite`.
+    Join(join::Arguments),
+}
+
+/// Runs a node, or makes one.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Report> {
+    if let Some(What::Join(arguments)) = arguments.what {
+        return join::run(arguments, output).await;
+    }
     let config = load(&arguments.config)?;
     let name = config.name.clone();
     let node = Node::start(config).await.map_err(|error| failure("start the node", &error, None))?;

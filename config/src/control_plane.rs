@@ -1,13 +1,18 @@
 //! The configuration of a control plane: a TOML file that its operator writes.
 
+mod registry;
+
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::Digest;
+pub use registry::{RegistryConfig, RepositoryRule, Upstream};
+
 use crate::invalid::{Invalid, Problems};
 use crate::node::IdentityFiles;
+use crate::{AppName, Digest};
 
 /// A control plane's configuration. Relative paths are relative to the file's directory.
 #[derive(Debug, Clone, Deserialize)]
@@ -24,6 +29,17 @@ pub struct ControlPlaneConfig {
     pub operators: Vec<Operator>,
     /// How plans are signed. Without it they are not, and nodes with a root take none.
     pub plans: Option<PlanSigning>,
+    /// The directory of the fleet's authority, as `selvage certs` makes it. With it nodes join by token and renew their
+    /// certificates; without it certificates are made by hand.
+    #[serde(default)]
+    pub authority: Option<PathBuf>,
+    /// The file of the key that values of variables are sealed with on the disk; made where there is none. Default
+    /// `sealing.key` in `state_dir`. Who copies the state without this key has no secrets.
+    #[serde(default)]
+    pub sealing_key: Option<PathBuf>,
+    /// What the registry keeps, refuses and mirrors.
+    #[serde(default)]
+    pub registry: RegistryConfig,
 }
 
 /// How plans are signed.
@@ -47,14 +63,36 @@ fn lifetime_s() -> u64 {
     86_400
 }
 
-/// Someone who may change things, by token. An operator certificate of the same authority does as well.
+/// Someone who may look or change things, by token or by an operator certificate of the same name. An operator
+/// certificate whose name is not here may do everything: whoever holds the authority's key made it so.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Operator {
     /// For the audit log, and the user name of registry clients.
     pub name: String,
-    /// `sha256:` of the token: the token itself is nowhere at rest.
-    pub token_digest: Digest,
+    /// `sha256:` of the token: the token itself is nowhere at rest. Without it only a certificate proves who it is.
+    #[serde(default)]
+    pub token_digest: Option<Digest>,
+    /// What the operator may do. Default `admin`.
+    #[serde(default)]
+    pub role: OperatorRole,
+    /// The only apps it is about, and the only repositories: those whose last part is the name of one. Default: all.
+    /// Who is limited to apps may do nothing that concerns the whole fleet, but look at it.
+    #[serde(default)]
+    pub apps: Option<BTreeSet<AppName>>,
+}
+
+/// What an operator may do; each may do what the one before it may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperatorRole {
+    /// Look, and pull from the registry.
+    Read,
+    /// Push, release, roll out and back, set secrets.
+    Deploy,
+    /// Everything: nodes, join tokens, deletions.
+    #[default]
+    Admin,
 }
 
 impl ControlPlaneConfig {
@@ -67,6 +105,9 @@ impl ControlPlaneConfig {
         let base = file.parent().unwrap_or(Path::new(""));
         let identity = &mut config.identity;
         for path in [&mut identity.certificate, &mut identity.key, &mut identity.roots, &mut config.state_dir] {
+            *path = base.join(&path);
+        }
+        for path in [&mut config.authority, &mut config.sealing_key].into_iter().flatten() {
             *path = base.join(&path);
         }
         let mut problems = Problems::default();
@@ -90,6 +131,7 @@ impl ControlPlaneConfig {
                 problems.add(None, field, format!("{:?} is there twice", operator.name), None);
             }
         }
+        config.registry.settle(base, &mut problems);
         problems.settle(file, text, Some(config))
     }
 }

@@ -24,7 +24,7 @@ impl Digest {
     }
 
     /// A digest from a hash that was computed piecewise with [`ring::digest::SHA256`].
-    pub fn from_sha256(hash: [u8; 32]) -> Self {
+    pub const fn from_sha256(hash: [u8; 32]) -> Self {
         Self(hash)
     }
 

@@ -2,6 +2,7 @@
 
 mod kv;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use crate::front::Front;
 use crate::invalid::{Invalid, Problems};
 use crate::limits::Limits;
+use crate::rollout::is_label_text;
 use crate::{NodeName, Region, app};
 
 pub use kv::{Kv, KvEngine, KvStore};
@@ -23,6 +25,10 @@ pub struct NodeConfig {
     pub name: NodeName,
     /// Where it stands.
     pub region: Region,
+    /// What the node is for, as in `{ tier = "canary" }`: rollouts and people choose nodes by it. Labels that it was
+    /// given when it joined, or by an operator, go before these.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Apps answer at `<app>.<domain>` besides the hosts that they name. Default `localhost`.
     #[serde(default = "localhost")]
     pub domain: String,
@@ -235,6 +241,12 @@ impl NodeConfig {
             problems.add(None, "trust.unsigned_plans", "with a root every plan needs a signature", Some("remove it"));
         }
         config.front.check(&mut problems);
+        for (name, value) in &config.labels {
+            if !is_label_text(name) || !is_label_text(value) || name == "region" {
+                let message = format!("{name}={value} is no label");
+                problems.add(None, "labels", message, Some("use letters, digits, '-', '_', '.' and '/'"));
+            }
+        }
         if !app::is_host(&config.domain) {
             problems.add(None, "domain", format!("{:?} is no lower-case host name", config.domain), None);
         }
@@ -336,6 +348,15 @@ trust = { keys = ["cosign.pub"], root = "root-1.json" }
         ] {
             let places = kv(bad).unwrap_err().places();
             assert!(places[0].field.contains(field) || places[0].line.is_some(), "{bad}: {places:?}");
+        }
+    }
+
+    #[test]
+    fn labels_are_words_and_not_the_region() {
+        let with = |labels: &str| parse(&GOOD.replacen("region =", &format!("labels = {labels}\nregion ="), 1));
+        assert_eq!(with("{ tier = \"edge\" }").unwrap().labels["tier"], "edge");
+        for bad in ["{ region = \"iad\" }", "{ tier = \"a b\" }", "{ tier = \"\" }"] {
+            assert_eq!(with(bad).unwrap_err().places()[0].field, "labels", "{bad}");
         }
     }
 

@@ -29,6 +29,8 @@ pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
 pub const APP_CONFIG: &str = "application/vnd.selvage.app.v1+json";
 /// A file of a Selvage app.
 pub const APP_FILE: &str = "application/vnd.selvage.file.v1";
+/// The locked app of `spin registry push`.
+pub const SPIN_LOCK: &str = "application/vnd.fermyon.spin.application.v1+config";
 /// A Sigstore bundle, the layer of a signature's manifest.
 pub const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 /// The legacy layer of cosign 2: a simple signing payload.
@@ -91,6 +93,13 @@ pub struct Manifest {
     /// Remarks.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    /// Whether it is an app as `spin registry push` writes it: its lock file is a layer, or in older ones the config.
+    pub fn is_spin(&self) -> bool {
+        std::iter::once(&self.config).chain(&self.layers).any(|blob| blob.media_type == SPIN_LOCK)
+    }
 }
 
 /// An image index: what the referrers API answers (OCI distribution-spec 1.1, end-12a).

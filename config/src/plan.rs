@@ -1,10 +1,16 @@
 //! A plan: what one node shall run now; and a status: what it says to run.
 
+mod load;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use load::{BUCKETS, ReleaseLoad, bucket_end, bucket_of};
+
 use crate::release::{Release, ReleaseId};
+use crate::rollout::SplitKey;
 use crate::signature::Envelope;
 use crate::{AppName, Digest, NodeName, Region};
 
@@ -14,11 +20,15 @@ pub const PLAN_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const POLL_MS_MAX: u64 = 30_000;
 /// How often a node tells its status when nothing happens, milliseconds.
 pub const STATUS_MS: u64 = 5_000;
+/// The same while the plan watches an app, milliseconds.
+pub const WATCHED_MS: u64 = 1_000;
 /// After this long without a status a node counts as gone, milliseconds.
 pub const SILENT_MS: u64 = 15_000;
 /// The control plane's path of a node's plan: `GET {PLAN_PATH}/{node}?after={generation}&wait_ms={ms}`. 200 with a
 /// [`Plan`] newer than `after`, or 304 when there was none in time.
 pub const PLAN_PATH: &str = "/api/v1/plans";
+/// The header field by which a request chooses among the releases that a plan has of an app: a number, or `app@number`.
+pub const RELEASE_FIELD: &str = "selvage-release";
 /// The control plane's path of nodes: `PUT {NODES_PATH}/{node}` with a [`Status`] tells what a node runs.
 pub const NODES_PATH: &str = "/api/v1/nodes";
 
@@ -38,6 +48,35 @@ pub struct Plan {
     /// takes no plan without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Envelope>,
+    /// Second releases of some of the apps, which serve a part of the requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+    /// The apps whose load the node shall tell: those that are being rolled out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watched: Vec<AppName>,
+    /// Whether the node shall tell load balancers to send nothing more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drain: bool,
+}
+
+impl Plan {
+    /// A plan without second releases, of a node that takes requests.
+    pub fn new(node: NodeName, generation: u64, releases: Vec<Release>, peers: Vec<Peer>) -> Self {
+        let (candidates, watched) = (Vec::new(), Vec::new());
+        Self { node, generation, releases, peers, snapshot: None, candidates, watched, drain: false }
+    }
+}
+
+/// A release that serves beside the one of the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Candidate {
+    /// The release, of an app that the plan has.
+    pub release: Release,
+    /// How many of a hundred visitors it serves. With 0 it is reached by the header field alone.
+    pub percent: u8,
+    /// What keeps a visitor at one release.
+    pub key: SplitKey,
 }
 
 /// Another node.
@@ -75,6 +114,12 @@ pub struct Status {
     /// How fresh its plans are. None: the node takes unsigned plans.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,
+    /// How releases of the apps that are watched do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub load: Vec<ReleaseLoad>,
+    /// What the node's own configuration says of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// How fresh a node's plans are, by what it verified itself.
@@ -117,6 +162,9 @@ pub struct AppStatus {
     pub serving: Option<Serving>,
     /// The release of the plan that it refused (NACK).
     pub refused: Option<Refusal>,
+    /// What serves beside it, if the plan says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<Serving>,
 }
 
 /// What serves.

@@ -1,5 +1,8 @@
 //! Who asks: a node by its certificate, an operator by certificate or token, or nobody.
 
+mod rights;
+mod token;
+
 use std::fmt;
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -15,11 +18,22 @@ use http::request::Parts as RequestParts;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use selvage_certs::Role;
 use selvage_config::control_plane::Operator;
-use selvage_config::{Digest, NodeName, Region};
+use selvage_config::oci::Repository;
+use selvage_config::{AppName, Digest, NodeName, Region};
+
+pub(crate) use rights::{Act, Action};
+pub(crate) use token::{KEY_BYTES, TOKEN_SECONDS, Tokens, scopes};
 
 use crate::Parts;
+use crate::audit::now_ms;
 use crate::failure::Failure;
-use crate::registry::RegistryError;
+use crate::registry::{RegistryError, challenge};
+use rights::{Rights, Scope};
+use token::Claims;
+
+/// How an operator proved who it is.
+const CERTIFICATE: &str = "certificate";
+const TOKEN: &str = "token";
 
 /// The other end of a connection.
 #[derive(Debug, Clone)]
@@ -41,12 +55,60 @@ pub(crate) enum Caller {
 pub(crate) struct OperatorId {
     name: String,
     proof: &'static str,
+    rights: Rights,
 }
 
 impl OperatorId {
     /// The name, as releases carry it.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the operator may do this to `app`.
+    pub(crate) fn may(&self, act: Act, app: &AppName) -> bool {
+        self.rights.over_app(act, app)
+    }
+
+    /// Goes on only if the operator may do this to `app`.
+    pub(crate) fn over_app(&self, act: Act, app: &AppName) -> Result<(), Failure> {
+        if self.may(act, app) { Ok(()) } else { Err(self.refused(&format!("to app {app}"))) }
+    }
+
+    /// Goes on only if the operator may do this to what concerns every app.
+    pub(crate) fn over_fleet(&self, act: Act) -> Result<(), Failure> {
+        if self.rights.over_fleet(act) { Ok(()) } else { Err(self.refused("to the fleet")) }
+    }
+
+    /// Whether the operator may do this to `repository`.
+    pub(crate) fn over_repository(&self, action: Action, repository: &Repository) -> bool {
+        self.rights.over_repository(action, repository)
+    }
+
+    /// Whether the operator may know that there is this repository.
+    pub(crate) fn sees(&self, repository: &Repository) -> bool {
+        self.rights.sees(repository)
+    }
+
+    /// Whether a registry token proved who asks.
+    pub(crate) fn is_scoped(&self) -> bool {
+        self.rights.is_scoped()
+    }
+
+    /// A registry token with those of `wanted` that the operator has a right to.
+    pub(crate) fn registry_token(&self, tokens: &Tokens, wanted: Vec<Scope>) -> String {
+        let granted = wanted.into_iter().map(|mut scope| {
+            scope.actions.retain(|action| self.rights.over_repository(*action, &scope.repository));
+            scope
+        });
+        let ends_ms = now_ms() + TOKEN_SECONDS * 1_000;
+        let by_certificate = self.proof == CERTIFICATE;
+        tokens.write(&Claims { name: self.name.clone(), by_certificate, ends_ms, scopes: granted.collect() })
+    }
+
+    fn refused(&self, whom: &str) -> Failure {
+        tracing::warn!(target: "audit", who = %self, whom, "refused");
+        Failure::new(StatusCode::FORBIDDEN, format!("{} has no right to do this {whom}", self.name))
+            .hint("the role and apps of an operator stand in the control plane's configuration")
     }
 }
 
@@ -65,36 +127,53 @@ impl fmt::Display for Caller {
     }
 }
 
-/// The operators' tokens, as digests.
+/// The operators, their tokens as digests.
 #[derive(Debug)]
-pub(crate) struct Access(Vec<Operator>);
+pub(crate) struct Access {
+    operators: Vec<Operator>,
+    tokens: Tokens,
+}
 
 impl Access {
-    pub(crate) fn new(operators: Vec<Operator>) -> Self {
-        Self(operators)
+    pub(crate) fn new(operators: Vec<Operator>, tokens: Tokens) -> Self {
+        Self { operators, tokens }
+    }
+
+    /// Makes registry tokens.
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// Who asks. A certificate settles it; a token is looked at only without one.
-    fn caller(&self, role: Option<&Role>, headers: &HeaderMap) -> Option<Caller> {
-        let operator = |name: &str, proof| Caller::Operator(OperatorId { name: name.to_owned(), proof });
+    fn caller(&self, role: Option<&Role>, headers: &HeaderMap, kind: Kind) -> Option<Caller> {
         match role {
             Some(Role::Node { region, node }) => Some(Caller::Node { region: region.clone(), node: node.clone() }),
-            Some(Role::Operator { name }) => Some(operator(name.as_str(), "certificate")),
+            Some(Role::Operator { name }) => Some(Caller::Operator(self.certified(name.as_str()))),
             // The control plane has no business with itself: its key in other hands opens nothing here.
             Some(Role::ControlPlane) => None,
             None => {
                 let mut values = headers.get_all(AUTHORIZATION).iter();
                 let value = values.next().filter(|_| values.next().is_none())?;
-                self.by_token(value).map(|name| operator(name, "token"))
+                self.by_token(value, kind).map(Caller::Operator)
             }
         }
     }
 
-    fn by_token(&self, value: &HeaderValue) -> Option<&str> {
+    fn named(&self, name: &str) -> Option<&Operator> {
+        self.operators.iter().find(|operator| operator.name == name)
+    }
+
+    fn certified(&self, name: &str) -> OperatorId {
+        let rights = self.named(name).map_or_else(Rights::all, Rights::of);
+        OperatorId { name: name.to_owned(), proof: CERTIFICATE, rights }
+    }
+
+    fn by_token(&self, value: &HeaderValue, kind: Kind) -> Option<OperatorId> {
         let (scheme, credentials) = value.to_str().ok()?.split_once(' ')?;
         let credentials = credentials.trim();
         if scheme.eq_ignore_ascii_case("bearer") {
-            return self.owner(credentials.as_bytes(), None);
+            let own = self.owner(credentials.as_bytes(), None);
+            return own.or_else(|| self.by_registry_token(credentials).filter(|_| kind == Kind::Registry));
         }
         if scheme.eq_ignore_ascii_case("basic") {
             let decoded = STANDARD.decode(credentials).ok()?;
@@ -106,37 +185,67 @@ impl Access {
         None
     }
 
+    fn by_registry_token(&self, text: &str) -> Option<OperatorId> {
+        let Claims { name, by_certificate, scopes, .. } = self.tokens.read(text, now_ms())?;
+        let whose = if by_certificate {
+            self.certified(&name)
+        } else {
+            let operator = self.named(&name)?;
+            OperatorId { name, proof: TOKEN, rights: Rights::of(operator) }
+        };
+        Some(OperatorId { rights: whose.rights.scoped(scopes), ..whose })
+    }
+
     /// Whose token it is. Every operator is compared, and the whole of every digest, so the time tells nothing.
-    fn owner(&self, token: &[u8], user: Option<&str>) -> Option<&str> {
+    fn owner(&self, token: &[u8], user: Option<&str>) -> Option<OperatorId> {
         let digest = Digest::of(token);
         let mut found = None;
-        for operator in &self.0 {
-            let pairs = digest.as_bytes().iter().zip(operator.token_digest.as_bytes());
+        for operator in &self.operators {
+            let Some(own) = &operator.token_digest else { continue };
+            let pairs = digest.as_bytes().iter().zip(own.as_bytes());
             let difference = pairs.fold(0, |sum, (a, b)| black_box(sum | (a ^ b)));
             if difference == 0 && user.is_none_or(|user| user == operator.name) {
-                found = Some(operator.name.as_str());
+                found = Some(operator);
             }
         }
-        found
+        found.map(|operator| OperatorId { name: operator.name.clone(), proof: TOKEN, rights: Rights::of(operator) })
     }
+}
+
+/// What is asked for: a registry token opens the registry alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Registry,
+    Api,
 }
 
 /// Lets nobody through who has not proved to be somebody.
 pub(crate) async fn authenticate(State(parts): State<Arc<Parts>>, mut request: Request, next: Next) -> Response {
     let role = request.extensions().get::<Peer>().and_then(|peer| peer.role.as_ref());
-    if let Some(caller) = parts.access.caller(role, request.headers()) {
+    let kind = if request.uri().path().starts_with("/v2") { Kind::Registry } else { Kind::Api };
+    if let Some(caller) = parts.access.caller(role, request.headers(), kind) {
+        if let Caller::Node { node, .. } = &caller
+            && parts.fleet.records().is_revoked(node)
+        {
+            tracing::warn!(target: "audit", %node, "refused: its certificates were revoked");
+            return Failure::new(StatusCode::FORBIDDEN, format!("the certificates of {node} were revoked"))
+                .into_response();
+        }
         request.extensions_mut().insert(caller);
         return next.run(request).await;
     }
-    let is_registry = request.uri().path().starts_with("/v2");
-    let (mut answer, challenge) = if is_registry {
-        (RegistryError::unauthorized().into_response(), "Basic realm=\"selvage\"")
-    } else {
-        let failure = Failure::new(StatusCode::UNAUTHORIZED, "who are you?")
-            .hint("show an operator's token as Authorization: Bearer, or a certificate of the fleet");
-        (failure.into_response(), "Bearer realm=\"selvage\"")
+    let (mut answer, challenge) = match kind {
+        Kind::Registry => {
+            let challenge = challenge(request.method(), request.uri(), request.headers());
+            (RegistryError::unauthorized().into_response(), challenge)
+        }
+        Kind::Api => {
+            let failure = Failure::new(StatusCode::UNAUTHORIZED, "who are you?")
+                .hint("show an operator's token as Authorization: Bearer, or a certificate of the fleet");
+            (failure.into_response(), HeaderValue::from_static("Bearer realm=\"selvage\""))
+        }
     };
-    answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     answer
 }
 
@@ -165,16 +274,23 @@ impl<S: Sync> FromRequestParts<S> for OperatorId {
 
 #[cfg(test)]
 mod tests {
+    use selvage_config::control_plane::OperatorRole;
+
     use super::*;
 
     fn access() -> Access {
-        let operator = |name: &str, token: &[u8]| Operator { name: name.into(), token_digest: Digest::of(token) };
-        Access::new(vec![operator("ada", b"a:1"), operator("bob", b"b2")])
+        let operator = |name: &str, token: &[u8]| Operator {
+            name: name.into(),
+            token_digest: Some(Digest::of(token)),
+            role: OperatorRole::Admin,
+            apps: None,
+        };
+        Access::new(vec![operator("ada", b"a:1"), operator("bob", b"b2")], Tokens::new(&[1; KEY_BYTES]))
     }
 
     fn asks(authorization: &str) -> Option<String> {
         let headers = [(AUTHORIZATION, authorization.parse().unwrap())].into_iter().collect();
-        match access().caller(None, &headers)? {
+        match access().caller(None, &headers, Kind::Api)? {
             Caller::Operator(operator) => Some(operator.name),
             Caller::Node { .. } => panic!("a token makes no node"),
         }
@@ -202,7 +318,23 @@ mod tests {
         for bad in ["ada:b2", "b2", ":b2", "nobody:b2", "bob:"] {
             assert_eq!(asks(&basic(bad)), None, "{bad}");
         }
-        assert_eq!(access().caller(None, &HeaderMap::new()), None);
+        assert_eq!(access().caller(None, &HeaderMap::new(), Kind::Api), None);
+    }
+
+    #[test]
+    fn a_registry_token_opens_the_registry_alone_and_only_while_its_operator_is_there() {
+        let access = access();
+        let ada = access.owner(b"a:1", None).unwrap();
+        let token = ada.registry_token(access.tokens(), scopes(["repository:a:pull"].into_iter()));
+        let headers: HeaderMap = [(AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
+        assert_eq!(access.caller(None, &headers, Kind::Api), None);
+        let Some(Caller::Operator(scoped)) = access.caller(None, &headers, Kind::Registry) else {
+            panic!("no operator")
+        };
+        assert!(scoped.over_repository(Action::Pull, &"a".parse().unwrap()));
+        assert!(!scoped.over_repository(Action::Push, &"a".parse().unwrap()));
+        let without = Access::new(Vec::new(), Tokens::new(&[1; KEY_BYTES]));
+        assert_eq!(without.caller(None, &headers, Kind::Registry), None);
     }
 
     #[test]
@@ -210,14 +342,14 @@ mod tests {
         let value = || (AUTHORIZATION, HeaderValue::from_static("Bearer b2"));
         let mut headers: HeaderMap = [value()].into_iter().collect();
         headers.append(AUTHORIZATION, value().1);
-        assert_eq!(access().caller(None, &headers), None);
+        assert_eq!(access().caller(None, &headers, Kind::Api), None);
     }
 
     #[test]
     fn a_certificate_settles_who_asks() {
         let headers: HeaderMap = [(AUTHORIZATION, HeaderValue::from_static("Bearer b2"))].into_iter().collect();
         let node = Role::Node { region: "fra".parse().unwrap(), node: "fra-1".parse().unwrap() };
-        assert!(matches!(access().caller(Some(&node), &headers), Some(Caller::Node { .. })));
-        assert_eq!(access().caller(Some(&Role::ControlPlane), &headers), None);
+        assert!(matches!(access().caller(Some(&node), &headers, Kind::Api), Some(Caller::Node { .. })));
+        assert_eq!(access().caller(Some(&Role::ControlPlane), &headers, Kind::Api), None);
     }
 }

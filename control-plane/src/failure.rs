@@ -8,7 +8,8 @@ use selvage_config::app::variables::TemplateError;
 
 use crate::answers::Problem;
 use crate::body::BodyError;
-use crate::fleet::{RevokeError, StatusError};
+use crate::fleet::{MemberError, RevokeError, StatusError};
+use crate::joining::JoinError;
 use crate::registry::RegistryError;
 use crate::releases::ReleaseError;
 use crate::state::StateError;
@@ -105,6 +106,15 @@ impl From<ReleaseError> for Failure {
             }
             ReleaseError::Oldest { .. } => (StatusCode::CONFLICT, "there is nothing to go back to"),
             ReleaseError::Apps | ReleaseError::Plan { .. } => (StatusCode::CONFLICT, "remove apps that are not needed"),
+            ReleaseError::Alone { .. } => (StatusCode::CONFLICT, "deploy a first release for everybody"),
+            ReleaseError::Percent { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "give a whole number from 0 to 100"),
+            ReleaseError::Waves => (StatusCode::UNPROCESSABLE_ENTITY, "give fewer waves, or let it come at once"),
+            ReleaseError::Moving { .. } => (StatusCode::CONFLICT, "wait for its end, or roll it back"),
+            ReleaseError::Current { .. } => (StatusCode::CONFLICT, "it serves every visitor already"),
+            ReleaseError::NoSplit { .. } => (StatusCode::NOT_FOUND, "there is nothing to end"),
+            ReleaseError::Secret { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "name a variable as the app declares it, like api_token")
+            }
             ReleaseError::Numbers { .. } => (StatusCode::CONFLICT, "give the app another name"),
             ReleaseError::Variables { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "put large values into a file of the app")
@@ -134,5 +144,35 @@ impl From<StatusError> for Failure {
             StatusError::State(error) => return Self::internal(error),
         };
         Self::new(status, error)
+    }
+}
+
+impl From<MemberError> for Failure {
+    fn from(error: MemberError) -> Self {
+        let (status, hint) = match &error {
+            MemberError::NoNode(_) => (StatusCode::NOT_FOUND, "`selvage nodes` lists those that are known"),
+            MemberError::NoToken(_) => (StatusCode::NOT_FOUND, "it was used, has ended, or was never made"),
+            MemberError::Joins => (StatusCode::CONFLICT, "take join tokens back that nobody will use"),
+            MemberError::Members => (StatusCode::CONFLICT, "forget nodes that are gone"),
+            MemberError::Labels => (StatusCode::UNPROCESSABLE_ENTITY, "write labels like tier=canary"),
+            MemberError::Token => (StatusCode::FORBIDDEN, "ask for another join token"),
+            MemberError::Name(_) => (StatusCode::FORBIDDEN, "join with the name that the token was made for"),
+            MemberError::Taken(_) => (StatusCode::CONFLICT, "take another name, or a token that is made for this one"),
+            MemberError::State(error) => return Self::internal(error),
+        };
+        Self::new(status, error).hint(hint)
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Self {
+        let (status, hint) = match error {
+            JoinError::Member(error) => return error.into(),
+            JoinError::Roots(_) | JoinError::Random => return Self::internal(&error),
+            JoinError::NoAuthority => (StatusCode::CONFLICT, "set `authority` in the control plane's configuration"),
+            JoinError::Ttl => (StatusCode::UNPROCESSABLE_ENTITY, "give a time from 1 second to a week"),
+            JoinError::Request(_) => (StatusCode::BAD_REQUEST, "send a PKCS #10 request, DER in base64"),
+        };
+        Self::new(status, error).hint(hint)
     }
 }

@@ -1,23 +1,34 @@
 //! The fleet: the one owner of the records. Every change goes through [`Fleet`], one at a time, and is on disk before
 //! anybody sees it.
 
-use std::collections::BTreeMap;
+mod advance;
+mod load;
+mod members;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use selvage_config::plan::{AppStatus, Plan, SILENT_MS, Status};
+use selvage_config::oci::Repository;
+use selvage_config::plan::{Plan, SILENT_MS, Status};
 use selvage_config::release::{Release, ReleaseId};
+use selvage_config::rollout::SplitKey;
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::{REVOKED_MAX, Revoked};
 use selvage_config::{AppName, Digest, NodeName, Region};
 use tokio::sync::watch;
 
-use crate::answers::{NodeAnswer, NodeRollout, Rollout, RolloutState};
+use crate::answers::NodeAnswer;
 use crate::audit::now_ms;
 use crate::plans::{Polls, Reader, Signer, next_generation};
 use crate::releases::{self, Proposal, ReleaseError};
-use crate::state::{NodeRecord, Records, State, StateError};
+use crate::state::{NodeRecord, Records, ReleaseRecord, State, StateError};
+
+pub(crate) use advance::Moved;
+pub(crate) use members::{MemberError, Said};
+
+use load::Loads;
 
 /// Nodes that are remembered.
 const NODES_MAX: usize = 10_000;
@@ -34,6 +45,8 @@ pub(crate) struct Fleet {
     seen: Mutex<BTreeMap<NodeName, Instant>>,
     polls: Polls,
     signer: Option<Signer>,
+    loads: Loads,
+    started: Instant,
 }
 
 /// Why a status was not taken.
@@ -83,6 +96,8 @@ impl Fleet {
             seen: Mutex::default(),
             polls: Polls::default(),
             signer,
+            loads: Loads::default(),
+            started: Instant::now(),
         })
     }
 
@@ -109,9 +124,24 @@ impl Fleet {
         self.change(|records| releases::release(records, proposal))
     }
 
-    /// Goes back to an earlier release.
-    pub(crate) fn rollback(&self, app: &AppName, to: Option<u32>) -> Result<(Release, u64), ReleaseError> {
-        self.change(|records| releases::rollback(records, app, to))
+    /// Takes the last move back, or goes to an earlier release.
+    pub(crate) fn rollback(
+        &self,
+        app: &AppName,
+        to: Option<u32>,
+        reason: &str,
+    ) -> Result<(Release, u64), ReleaseError> {
+        self.change(|records| releases::rollback(records, app, to, reason))
+    }
+
+    /// Lets a release serve a part of the visitors, or no longer.
+    pub(crate) fn split(&self, id: &ReleaseId, share: Option<(u8, SplitKey)>) -> Result<(Release, u64), ReleaseError> {
+        self.change(|records| releases::split(records, id, share))
+    }
+
+    /// Sets a secret of an app, or takes it away. Nodes that run the app get it at once.
+    pub(crate) fn secret(&self, app: &AppName, name: &str, value: Option<String>) -> Result<u64, ReleaseError> {
+        self.change(|records| releases::secret(records, app, name, value)).map(|((), generation)| generation)
     }
 
     /// Takes an app off all plans.
@@ -142,20 +172,36 @@ impl Fleet {
         self.signer.as_ref()
     }
 
-    /// The current release that runs this manifest, if any does.
-    pub(crate) fn running(&self, manifest: &Digest) -> Option<ReleaseId> {
+    /// A release that is kept and runs this manifest, if any does: it can be gone back to.
+    pub(crate) fn needing(&self, repository: &Repository, manifest: &Digest) -> Option<ReleaseId> {
         let records = self.records();
-        let found = records.current().find(|record| record.release.manifest == *manifest);
-        found.map(|record| record.release.id.clone())
+        let mut releases = records.apps.values().flat_map(|app| app.releases.values());
+        let needs =
+            |record: &&ReleaseRecord| (&record.release.repository, &record.release.manifest) == (repository, manifest);
+        releases.find(needs).map(|record| record.release.id.clone())
+    }
+
+    /// The manifests of all releases that are kept.
+    pub(crate) fn needed(&self) -> BTreeSet<(Repository, Digest)> {
+        let records = self.records();
+        let releases = records.apps.values().flat_map(|app| app.releases.values());
+        releases.map(|record| (record.release.repository.clone(), record.release.manifest)).collect()
     }
 
     /// Takes in what a node tells. `from` is where it calls from: a node that listens at any address does not know
     /// how its peers reach it.
-    pub(crate) fn tell(&self, status: Status, from: IpAddr) -> Result<(), StatusError> {
+    pub(crate) fn tell(&self, mut status: Status, from: IpAddr) -> Result<(), StatusError> {
         if status.generation > GENERATION_MAX {
             return Err(StatusError::Generation { generation: status.generation });
         }
         let node = status.node.clone();
+        let load = std::mem::take(&mut status.load);
+        {
+            let records = self.records();
+            let moves =
+                |app: &AppName| records.apps.get(app).is_some_and(|app| app.running().is_some() || app.split.is_some());
+            self.loads.take(&node, load, moves);
+        }
         let replication = status.replication.map(|mut address| {
             if address.ip().is_unspecified() {
                 address.set_ip(from.to_canonical());
@@ -187,7 +233,14 @@ impl Fleet {
             return Err(StatusError::Alive { node: node.clone() });
         }
         let ((), generation) = self.change(|records| match records.nodes.remove(node) {
-            Some(_) => Ok(()),
+            Some(_) => {
+                // That its certificates are worth nothing stays true when it is gone.
+                let is_revoked = records.is_revoked(node);
+                if !is_revoked {
+                    records.members.remove(node);
+                }
+                Ok(())
+            }
             None => Err(StatusError::NoNode { node: node.clone() }),
         })?;
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
@@ -201,42 +254,21 @@ impl Fleet {
 
     /// Every node, with how long ago it was heard of.
     pub(crate) fn nodes(&self) -> Vec<NodeAnswer> {
+        let records = self.records();
         let answer = |node: &Arc<NodeRecord>| {
             let ago = self.seen_ago(&node.status.node);
+            let member = records.members.get(&node.status.node).map(|member| &**member);
             NodeAnswer {
+                labels: records.labels(&node.status.node),
+                cordoned: member.is_some_and(|member| member.cordon.is_some()),
+                draining: member.is_some_and(|member| member.drain),
+                revoked: member.is_some_and(|member| member.revoked),
                 status: node.status.clone(),
                 seen_ms_ago: ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
                 alive: ago.is_some_and(is_recent),
             }
         };
-        self.records().nodes.values().map(answer).collect()
-    }
-
-    /// How far a release has come on the nodes that are alive.
-    pub(crate) fn rollout(&self, app: &AppName, number: Option<u32>) -> Result<Rollout, ReleaseError> {
-        let records = self.records();
-        let record = records.apps.get(app).ok_or_else(|| ReleaseError::NoApp { app: app.clone() })?;
-        let number = number.or(record.current).ok_or_else(|| ReleaseError::NoApp { app: app.clone() })?;
-        let release = ReleaseId { app: app.clone(), number };
-        if !record.releases.contains_key(&number) {
-            return Err(ReleaseError::NoRelease { id: release });
-        }
-        let alive = self.nodes().into_iter().filter(|node| node.alive);
-        let nodes: Vec<NodeRollout> = alive
-            .map(|NodeAnswer { status, .. }| NodeRollout {
-                state: rollout_state(&status.apps, &release),
-                node: status.node,
-                region: status.region,
-            })
-            .collect();
-        let count = |is: fn(&RolloutState) -> bool| nodes.iter().filter(|node| is(&node.state)).count();
-        Ok(Rollout {
-            serving: count(|state| matches!(state, RolloutState::Serving)),
-            pending: count(|state| matches!(state, RolloutState::Pending)),
-            refused: count(|state| matches!(state, RolloutState::Refused { .. })),
-            release,
-            nodes,
-        })
+        records.nodes.values().map(answer).collect()
     }
 
     /// The plan of `node` once it is newer than `after`, or nothing when `wait` is over or the control plane stops.
@@ -271,17 +303,4 @@ impl Fleet {
 
 fn is_recent(ago: Duration) -> bool {
     ago <= Duration::from_millis(SILENT_MS)
-}
-
-fn rollout_state(apps: &[AppStatus], release: &ReleaseId) -> RolloutState {
-    let Some(app) = apps.iter().find(|status| status.app == release.app) else { return RolloutState::Pending };
-    if app.serving.as_ref().is_some_and(|serving| serving.release == *release) {
-        return RolloutState::Serving;
-    }
-    match &app.refused {
-        Some(refusal) if refusal.release == *release => {
-            RolloutState::Refused { cause: refusal.cause.clone(), reason: refusal.reason.clone() }
-        }
-        _ => RolloutState::Pending,
-    }
 }

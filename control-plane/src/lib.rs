@@ -12,11 +12,14 @@ mod state;
 mod fleet;
 mod plans;
 mod releases;
+mod rollouts;
+
+mod joining;
 
 mod registry;
 
 mod access;
-mod audit;
+pub mod audit;
 mod body;
 
 pub mod answers;
@@ -33,23 +36,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use selvage_certs::{FileError, TlsError};
-use selvage_config::control_plane::ControlPlaneConfig;
+use selvage_certs::{Authority, AuthorityError, FileError, TlsError};
+use selvage_config::control_plane::{ControlPlaneConfig, RegistryConfig};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinHandle, JoinSet};
 
-use access::Access;
+use access::{Access, KEY_BYTES, Tokens};
 use audit::Audit;
-use fleet::Fleet;
+use fleet::{Fleet, Moved};
+use joining::Joining;
 use listen::Tls;
 use plans::Signer;
 pub use plans::SignerError;
-use registry::Registry;
-use state::{State, StateError};
+pub use registry::UpstreamError;
+use registry::{Registry, Upstreams};
+use state::{Seal, State, StateError};
 
 /// How long [`ControlPlane::stop`] lets requests under way end. Long polls end at once.
 pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often a rollout under way is looked at when nobody tells anything.
+const ADVANCE_EVERY: Duration = Duration::from_millis(250);
+/// How often what nothing refers to is looked for.
+const COLLECT_EVERY: Duration = Duration::from_secs(3_600);
 
 /// What answers requests: one for the life of the program.
 pub(crate) struct Parts {
@@ -57,6 +67,10 @@ pub(crate) struct Parts {
     pub(crate) audit: Audit,
     pub(crate) fleet: Fleet,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) joining: Joining,
+    /// Told when a rollout may go on.
+    pub(crate) moves: Notify,
     /// True once the control plane stops: whoever waits for news stops waiting.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -66,6 +80,8 @@ pub struct ControlPlane {
     address: SocketAddr,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
+    /// What is done by the clock.
+    chores: JoinSet<()>,
 }
 
 /// Why a control plane did not start.
@@ -85,9 +101,15 @@ pub enum StartError {
     /// Plans can't be signed.
     #[error("sign plans")]
     Signer(#[from] SignerError),
+    /// A registry that is mirrored can't be asked.
+    #[error("use an upstream registry")]
+    Upstream(#[from] UpstreamError),
     /// The identity or its roots can't be read.
     #[error("read the control plane's identity")]
     Identity(#[from] FileError),
+    /// The authority can't be used.
+    #[error("use the fleet's authority")]
+    Authority(#[from] AuthorityError),
     /// The identity is no use as a server's.
     #[error("use the control plane's identity")]
     Tls(#[from] TlsError),
@@ -115,26 +137,51 @@ impl ControlPlane {
     pub async fn start(config: ControlPlaneConfig) -> Result<Self, StartError> {
         let (stop, stopping) = watch::channel(false);
         let directory = config.state_dir.clone();
-        let operators = config.operators;
         let plans = config.plans;
         if plans.is_none() {
             tracing::warn!("plans are not signed: nodes with a root take none; `selvage root` makes one");
         }
         let signer = disk::wait(move || plans.as_ref().map(Signer::load).transpose()).await?;
-        let opened = disk::wait(move || open(&directory, signer)).await?;
+        let registry_config = config.registry.clone();
+        let sealing = config.sealing_key.unwrap_or_else(|| directory.join("sealing.key"));
+        let opened = disk::wait(move || open(&directory, &sealing, registry_config, signer)).await?;
+        let upstreams = {
+            let upstreams = config.registry.upstreams;
+            disk::wait(move || Upstreams::open(&upstreams)).await?
+        };
         let tls = {
-            let identity = config.identity;
+            let identity = config.identity.clone();
             disk::wait(move || Tls::load(identity)).await?
         };
         let failed = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let (fleet, registry, audit) = opened;
-        let access = Access::new(operators);
-        let parts = Arc::new(Parts { access, audit, fleet, registry: Arc::new(registry), stopping: stopping.clone() });
+        let Opened { fleet, registry, audit, token_key } = opened;
+        let joining = {
+            let (authority, roots) = (config.authority, config.identity.roots.clone());
+            let open = move || authority.map(|directory| Authority::open_or_create(&directory)).transpose();
+            Joining::new(disk::wait(open).await?, roots)
+        };
+        let access = Access::new(config.operators, Tokens::new(&token_key));
+        let registry = Arc::new(registry);
+        let parts = Arc::new(Parts {
+            access,
+            audit,
+            fleet,
+            registry,
+            upstreams,
+            joining,
+            moves: Notify::new(),
+            stopping: stopping.clone(),
+        });
+        let mut chores = JoinSet::new();
+        chores.spawn(advance(Arc::clone(&parts)));
+        if config.registry.collect_after_hours > 0 {
+            chores.spawn(collect(Arc::clone(&parts), config.registry.collect_after_hours));
+        }
         let task = tokio::spawn(listen::run(listener, tls, api::router(parts), stopping));
         tracing::info!(%address, "control plane listens");
-        Ok(Self { address, stop, task })
+        Ok(Self { address, stop, task, chores })
     }
 
     /// Where it listens: the port is a real one even if the configuration said 0.
@@ -143,15 +190,29 @@ impl ControlPlane {
     }
 
     /// Takes no more connections, lets requests under way end for at most [`DRAIN`], and closes.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.send_replace(true);
+        self.chores.shutdown().await;
         if let Err(error) = self.task.await {
             tracing::error!(%error, "the listener ended badly");
         }
     }
 }
 
-fn open(directory: &Path, signer: Option<Signer>) -> Result<(Fleet, Registry, Audit), StartError> {
+/// What lies in the state directory.
+struct Opened {
+    fleet: Fleet,
+    registry: Registry,
+    audit: Audit,
+    token_key: [u8; KEY_BYTES],
+}
+
+fn open(
+    directory: &Path,
+    sealing: &Path,
+    config: RegistryConfig,
+    signer: Option<Signer>,
+) -> Result<Opened, StartError> {
     let make = |path: PathBuf| {
         // Others on the machine have no business here: a release may carry secret variables.
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -160,11 +221,59 @@ fn open(directory: &Path, signer: Option<Signer>) -> Result<(Fleet, Registry, Au
     make(directory.to_owned())?;
     let blobs = make(directory.join("blobs").join("sha256"))?;
     let uploads = make(directory.join("uploads"))?;
-    let state = State::open(&directory.join("db"))?;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| StartError::Directory { path, source }
+    };
+    let seal = Seal::open(sealing).map_err(failed(sealing))?;
+    let state = State::open(&directory.join("db"), seal)?;
+    let token_key = state.key("registry-token-key")?;
     let catalog = state.open_catalog()?;
-    let registry =
-        Registry::open(blobs, &uploads, catalog).map_err(|source| StartError::Directory { path: uploads, source })?;
+    let registry = Registry::open(blobs, &uploads, catalog, config)
+        .map_err(|source| StartError::Directory { path: uploads, source })?;
     let path = directory.join("audit.jsonl");
     let audit = Audit::open(&path).map_err(|source| StartError::Directory { path, source })?;
-    Ok((Fleet::open(state, signer)?, registry, audit))
+    Ok(Opened { fleet: Fleet::open(state, signer)?, registry, audit, token_key })
+}
+
+/// Moves rollouts on: at every news, and by the clock while one is under way.
+async fn advance(parts: Arc<Parts>) {
+    loop {
+        if parts.fleet.is_moving() {
+            // Dropping either branch is safe: neither holds anything.
+            tokio::select! {
+                () = parts.moves.notified() => {}
+                () = tokio::time::sleep(ADVANCE_EVERY) => {}
+            }
+        } else {
+            parts.moves.notified().await;
+        }
+        let at = Arc::clone(&parts);
+        match disk::wait(move || at.fleet.advance(audit::now_ms())).await {
+            Ok(moved) => {
+                for Moved { release, before, after } in moved {
+                    parts.audit.note_change(audit::SELF, "release.rollout", release, before, after).await;
+                    // The next step may follow at once.
+                    parts.moves.notify_one();
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "rollouts stand still");
+                tokio::time::sleep(ADVANCE_EVERY).await;
+            }
+        }
+    }
+}
+
+/// Lets go of what nothing refers to, from time to time.
+async fn collect(parts: Arc<Parts>, after_hours: u64) {
+    loop {
+        tokio::time::sleep(COLLECT_EVERY).await;
+        let at = Arc::clone(&parts);
+        let before_ms = audit::now_ms().saturating_sub(after_hours.saturating_mul(3_600_000));
+        match disk::wait(move || at.registry.collect(before_ms, || at.fleet.needed())).await {
+            Ok(gone) => tracing::info!(gone.manifests, gone.blobs, gone.bytes, "collected what nothing refers to"),
+            Err(error) => tracing::error!(%error, "could not collect what nothing refers to"),
+        }
+    }
 }

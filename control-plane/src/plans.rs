@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use selvage_config::control_plane::PlanSigning;
 use selvage_config::key::KeyError;
-use selvage_config::plan::Plan;
+use selvage_config::plan::{Candidate, Plan};
 use selvage_config::root::{ROOT_BYTES_MAX, ROOTS_MAX, Root, RootError};
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::Snapshot;
-use selvage_config::{NodeName, PrivateKey};
+use selvage_config::{AppName, NodeName, PrivateKey};
 
 use crate::answers::hidden;
-use crate::state::Records;
+use crate::state::{AppRecord, MemberRecord, Records, ReleaseRecord, SplitRecord};
 
 /// Polls for one node's plan that wait at once: the node's own, one that it gave up on, and people's.
 const POLLS_PER_NODE: usize = 8;
@@ -31,31 +31,84 @@ pub(crate) enum Reader {
     Operator,
 }
 
+impl AppRecord {
+    /// What `node` shall run of this app: a release, and a second one beside it.
+    fn placed(&self, app: &AppName, node: &NodeName, member: Option<&MemberRecord>) -> Option<Placed<'_>> {
+        let running = self.running();
+        if self.current.is_none() && running.is_none() {
+            return None;
+        }
+        if let Some(cordon) = member.and_then(|member| member.cordon.as_ref()) {
+            // It keeps what it has for as long as that is there.
+            let kept = cordon.get(app)?;
+            let release = self.releases.get(kept).or_else(|| self.current())?;
+            return Some(Placed { release, split: None });
+        }
+        let taken = running.filter(|rollout| rollout.taken.contains(node));
+        let release = match taken {
+            Some(rollout) => self.releases.get(&rollout.to)?,
+            None => self.current()?,
+        };
+        Some(Placed { release, split: self.split.as_ref().filter(|_| running.is_none()) })
+    }
+}
+
+/// What a node shall run of one app.
+struct Placed<'r> {
+    release: &'r ReleaseRecord,
+    split: Option<&'r SplitRecord>,
+}
+
 impl Records {
     /// What `node` shall run.
     pub(crate) fn plan(&self, node: &NodeName, reader: Reader) -> Plan {
-        let releases = self.current().map(|record| match reader {
-            Reader::Node => record.release.clone(),
-            Reader::Operator => hidden(&record.release),
-        });
-        Plan {
+        let member = self.members.get(node).map(|member| &**member);
+        let mut plan = Plan {
             node: node.clone(),
             generation: self.generation,
-            releases: releases.collect(),
+            releases: Vec::new(),
             peers: self.peers().filter(|peer| peer.node != *node).collect(),
             snapshot: None,
+            candidates: Vec::new(),
+            watched: Vec::new(),
+            drain: member.is_some_and(|member| member.drain),
+        };
+        for (name, app) in &self.apps {
+            let Some(Placed { release, split }) = app.placed(name, node, member) else { continue };
+            let told = |record: &ReleaseRecord| match reader {
+                Reader::Node => app.delivered(record),
+                Reader::Operator => hidden(&app.delivered(record)),
+            };
+            plan.releases.push(told(release));
+            if let Some(SplitRecord { release, percent, key }) = split
+                && let Some(record) = app.releases.get(release)
+            {
+                plan.candidates.push(Candidate { release: told(record), percent: *percent, key: key.clone() });
+            }
+            if split.is_some() || app.running().is_some() {
+                plan.watched.push(name.clone());
+            }
         }
+        plan
     }
 
-    /// Whether `other` makes other plans than these, generation aside.
-    pub(crate) fn differs(&self, other: &Self) -> bool {
-        !self.orders_like(other) || !self.peers().eq(other.peers())
+    /// Which release of each app `node` shall run: what it keeps if it is cordoned now.
+    pub(crate) fn numbers(&self, node: &NodeName) -> BTreeMap<AppName, u32> {
+        let plan = self.plan(node, Reader::Operator);
+        plan.releases.into_iter().map(|release| (release.id.app, release.id.number)).collect()
     }
 
-    /// Whether operators want the same of nodes as in `other`.
-    fn orders_like(&self, other: &Self) -> bool {
-        self.revoked == other.revoked
-            && self.current().map(|record| &record.release).eq(other.current().map(|record| &record.release))
+    /// Whether `other` says the same of apps and nodes as these: what only operators and rollouts change.
+    fn is_told_as(&self, other: &Self) -> bool {
+        let apps = self.apps.len() == other.apps.len()
+            && self.apps.iter().all(|(name, app)| {
+                other.apps.get(name).is_some_and(|found| Arc::ptr_eq(app, found) || app.plans_as(found))
+            });
+        let placing = |records: &Self| {
+            let said = records.members.iter().filter(|(_, member)| member.cordon.is_some() || member.drain);
+            said.map(|(name, member)| (name.clone(), member.cordon.clone(), member.drain)).collect::<Vec<_>>()
+        };
+        apps && placing(self) == placing(other) && self.revoked == other.revoked
     }
 
     /// Whether a node has taken in a newer plan than these records ever made: they are an old copy, or lost.
@@ -70,11 +123,11 @@ impl Records {
 /// not add up to a generation that a node takes in, for its plan would hold no app: so only an operator's act counts
 /// then, and it goes past every generation that a node has told.
 pub(crate) fn next_generation(before: &Records, after: &Records) -> u64 {
-    let same_orders = before.orders_like(after);
-    match (same_orders, before.differs(after), after.is_behind()) {
-        (true, false, _) | (true, true, true) => before.generation,
-        _ => before.generation.max(if same_orders { 0 } else { after.told_generation() }).saturating_add(1),
+    if !before.is_told_as(after) {
+        return before.generation.max(after.told_generation()).saturating_add(1);
     }
+    let is_news = !before.peers().eq(after.peers()) && !after.is_behind();
+    if is_news { before.generation.saturating_add(1) } else { before.generation }
 }
 
 /// Signs what plans may name, under the fleet's root.
@@ -192,7 +245,7 @@ impl Signer {
             version: records.generation,
             issued_ms: now_ms,
             expires_ms: now_ms.saturating_add(self.lifetime_ms),
-            resources: records.current().map(|r| (r.release.id.clone(), r.release.manifest)).collect(),
+            resources: records.nameable().map(|release| (release.id.clone(), release.manifest)).collect(),
             revoked: records.revoked.as_ref().clone(),
         };
         let mut envelope = snapshot.envelope();
@@ -249,8 +302,6 @@ impl Drop for Place<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use selvage_config::plan::Status;
 
     use super::*;
@@ -267,6 +318,8 @@ mod tests {
             admin: None,
             apps: Vec::new(),
             plan: None,
+            load: Vec::new(),
+            labels: BTreeMap::new(),
         };
         Arc::new(NodeRecord { status, replication: Some(([127, 0, 0, 1], port).into()) })
     }
@@ -302,15 +355,7 @@ mod tests {
         assert_eq!(next_generation(&lost, &behind), 0);
 
         let mut released = behind.clone();
-        let proposal = crate::releases::Proposal {
-            app: "hello".parse().unwrap(),
-            repository: "apps/hello".parse().unwrap(),
-            manifest: selvage_config::Digest::of(b"m"),
-            variables: BTreeMap::new(),
-            hosts: Vec::new(),
-            created_by: "ops".into(),
-            created_ms: 1,
-        };
+        let proposal = crate::releases::tests::proposal("hello", "m");
         crate::releases::release(&mut released, proposal).unwrap();
         assert_eq!(next_generation(&behind, &released), 58);
     }

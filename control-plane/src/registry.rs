@@ -5,27 +5,39 @@
 
 mod blobs;
 mod catalog;
+mod collect;
 mod error;
 mod manifests;
 mod serve;
 mod target;
 mod uploads;
+mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use selvage_config::Digest;
+use selvage_config::control_plane::{RegistryConfig, RepositoryRule};
 use selvage_config::oci::{MANIFEST_BYTES_MAX, Repository};
+use selvage_config::release::ReleaseId;
 use sled::Tree;
 
 use blobs::Blobs;
-use catalog::{Catalog, Held, ManifestRecord};
+use catalog::{BlobRecord, Catalog, Held, ManifestRecord};
 use manifests::Outline;
 use uploads::{Taken, Uploads};
 
+use crate::audit::now_ms;
+
+pub(crate) use collect::Collected;
 pub(crate) use error::RegistryError;
-pub(crate) use serve::serve;
+pub(crate) use serve::{challenge, host, serve};
 pub(crate) use target::Reference;
+pub use upstream::UpstreamError;
+pub(crate) use upstream::Upstreams;
+
+/// A blob that was asked for is noted to be young again only after this long: most are asked for often.
+const TOUCH_MS: u64 = 600_000;
 
 /// Blobs, manifests and tags. Its methods wait on the disk.
 #[derive(Debug)]
@@ -33,6 +45,7 @@ pub(crate) struct Registry {
     blobs: Blobs,
     catalog: Catalog,
     uploads: Arc<Uploads>,
+    config: RegistryConfig,
     /// Held while files and catalog change together: whoever finds that nobody has a file may then remove it.
     changing: Mutex<()>,
 }
@@ -46,9 +59,10 @@ pub(crate) struct Pushed {
 
 impl Registry {
     /// Opens the registry over its directories and its part of the database.
-    pub(crate) fn open(blobs: PathBuf, uploads: &Path, catalog: Tree) -> std::io::Result<Self> {
+    pub(crate) fn open(blobs: PathBuf, uploads: &Path, catalog: Tree, config: RegistryConfig) -> std::io::Result<Self> {
         Ok(Self {
-            blobs: Blobs::new(blobs),
+            config,
+            blobs: Blobs::open(blobs)?,
             catalog: Catalog::new(catalog),
             uploads: Arc::new(Uploads::open(uploads)?),
             changing: Mutex::new(()),
@@ -57,6 +71,75 @@ impl Registry {
 
     fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rule(&self, repository: &Repository) -> Option<&RepositoryRule> {
+        self.config.rules.iter().find(|rule| rule.fits(repository))
+    }
+
+    fn has_immutable_tags(&self, repository: &Repository) -> bool {
+        self.rule(repository).is_some_and(|rule| rule.immutable_tags)
+    }
+
+    /// Goes on only if `bytes` more have room: in the registry, and in this repository.
+    fn check_room(&self, repository: &Repository, bytes: u64) -> Result<(), RegistryError> {
+        let (held, most) = (self.blobs.bytes(), self.config.bytes_max);
+        if held.saturating_add(bytes) > most {
+            let message = format!("the registry holds {held} of {most} bytes, {bytes} more have no room");
+            return Err(RegistryError::over_quota(message));
+        }
+        let Some(most) = self.rule(repository).and_then(|rule| rule.bytes_max) else { return Ok(()) };
+        let held = self.catalog.usage(repository)?;
+        if held.saturating_add(bytes) > most {
+            let message = format!("{repository} holds {held} of {most} bytes, {bytes} more have no room");
+            return Err(RegistryError::over_quota(message));
+        }
+        Ok(())
+    }
+
+    /// Goes on only if clients may push to `repository`.
+    fn check_ours(&self, repository: &Repository) -> Result<(), RegistryError> {
+        match upstream::of(&self.config.upstreams, repository) {
+            Some((upstream, _)) => {
+                Err(RegistryError::denied(format!("{repository} mirrors {} and is not pushed to", upstream.url)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Begins an upload that a client asked for.
+    fn begin(&self, repository: &Repository) -> Result<Taken, RegistryError> {
+        self.check_ours(repository)?;
+        self.check_room(repository, 0)?;
+        self.uploads.begin(repository)
+    }
+
+    /// Notes that somebody asked for a blob, and answers its size if it is there.
+    fn touch_blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, RegistryError> {
+        let now = now_ms();
+        match self.catalog.blob_record(repository, digest)? {
+            Some(record) if record.touched_ms.saturating_add(TOUCH_MS) >= now => Ok(Some(record.size)),
+            None => Ok(None),
+            Some(_) => {
+                let _changing = self.changing();
+                let Some(record) = self.catalog.blob_record(repository, digest)? else { return Ok(None) };
+                self.catalog.add_blob(repository, digest, BlobRecord { touched_ms: now, ..record })?;
+                Ok(Some(record.size))
+            }
+        }
+    }
+
+    /// What a tag or digest names, if this repository has it, and a note that a release is about to be made of it.
+    pub(crate) fn resolve_for_release(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Digest, RegistryError> {
+        let _changing = self.changing();
+        let digest = self.resolve(repository, reference)?;
+        let record = self.record(repository, &digest)?;
+        self.catalog.add_manifest(repository, &digest, &ManifestRecord { touched_ms: now_ms(), ..record }, None)?;
+        Ok(digest)
     }
 
     /// What a tag or digest names, if this repository has it.
@@ -97,8 +180,11 @@ impl Registry {
                 return Err(RegistryError::digest_invalid(format!("the blob is {actual}, not {expected}")));
             }
             let _changing = self.changing();
+            if self.catalog.blob(repository, &actual)?.is_none() {
+                self.check_room(repository, size)?;
+            }
             self.blobs.adopt(&file, &actual)?;
-            self.catalog.add_blob(repository, &actual, size)
+            self.catalog.add_blob(repository, &actual, BlobRecord { size, touched_ms: now_ms() })
         });
         upload.end();
         finished
@@ -106,11 +192,17 @@ impl Registry {
 
     /// Gives `repository` a blob that `from` has. False if that has none.
     fn mount(&self, repository: &Repository, from: &Repository, digest: &Digest) -> Result<bool, RegistryError> {
+        self.check_ours(repository)?;
         let _changing = self.changing();
-        match self.catalog.blob(from, digest)? {
-            Some(size) => self.catalog.add_blob(repository, digest, size).map(|()| true),
-            None => Ok(false),
+        let Some(size) = self.catalog.blob(from, digest)? else { return Ok(false) };
+        if self.catalog.blob(repository, digest)?.is_none() {
+            // Its bytes are on the disk already; the repository counts them all the same.
+            let most = self.rule(repository).and_then(|rule| rule.bytes_max);
+            if most.is_some() {
+                self.check_room(repository, size)?;
+            }
         }
+        self.catalog.add_blob(repository, digest, BlobRecord { size, touched_ms: now_ms() }).map(|()| true)
     }
 
     fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), RegistryError> {
@@ -165,15 +257,39 @@ impl Registry {
                 return Err(RegistryError::manifest_blob_unknown(format!("push {} first", manifest.digest)));
             }
         }
+        if let Some(tag) = tag.filter(|_| self.has_immutable_tags(repository))
+            && let Some(named) = self.catalog.tag(repository, tag)?
+            && named != digest
+        {
+            return Err(RegistryError::immutable(format!("tag {tag} of {repository} is {named} for ever")));
+        }
+        if self.catalog.manifest(repository, &digest)?.is_none() {
+            self.check_room(repository, bytes.len() as u64)?;
+        }
         let subject = outline.subject;
         self.blobs.write(&self.uploads.aside()?, bytes)?;
-        let record = outline.record(digest, bytes.len() as u64);
+        let record = outline.record(digest, bytes.len() as u64, now_ms());
         self.catalog.add_manifest(repository, &digest, &record, tag)?;
         Ok(Pushed { digest, subject })
     }
 
-    fn delete_manifest(&self, repository: &Repository, digest: &Digest) -> Result<(), RegistryError> {
+    /// Deletes a manifest with its tags. `needing` tells, under the lock, which release needs it.
+    fn delete_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        needing: impl FnOnce() -> Option<ReleaseId>,
+    ) -> Result<(), RegistryError> {
         let _changing = self.changing();
+        if let Some(release) = needing() {
+            return Err(RegistryError::in_use(format!("release {release} needs it")));
+        }
+        if self.has_immutable_tags(repository) {
+            let tag = self.catalog.tagged(repository)?.into_iter().find(|(_, named)| named == digest);
+            if let Some((tag, _)) = tag {
+                return Err(RegistryError::immutable(format!("tag {tag} of {repository} is {digest} for ever")));
+            }
+        }
         if let Some(index) = self.catalog.referenced_by(repository, digest)? {
             return Err(RegistryError::in_use(format!("index {index} needs it")));
         }
@@ -184,6 +300,9 @@ impl Registry {
 
     fn delete_tag(&self, repository: &Repository, tag: &str) -> Result<(), RegistryError> {
         let unknown = || RegistryError::manifest_unknown(format!("{repository} has no tag {tag}"));
+        if self.has_immutable_tags(repository) {
+            return Err(RegistryError::immutable(format!("tags of {repository} stay for ever")));
+        }
         if self.catalog.remove_tag(repository, tag)? { Ok(()) } else { Err(unknown()) }
     }
 

@@ -1,14 +1,16 @@
 //! Releases: which manifest an app runs, now and before. Functions of the records alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use selvage_config::app::variables::is_variable_name;
 use selvage_config::oci::Repository;
 use selvage_config::plan::{PLAN_BYTES_MAX, Plan};
 use selvage_config::release::{Release, ReleaseId};
+use selvage_config::rollout::{Gate, Selection, SplitKey, WAVES_MAX, Wave};
 use selvage_config::{AppName, Digest};
 
-use crate::state::{AppRecord, Records, ReleaseRecord, StateError};
+use crate::state::{AppRecord, Records, ReleaseRecord, RolloutRecord, SplitRecord, Stage, StateError};
 
 /// Releases of one app that are kept to go back to; the oldest goes first.
 pub(crate) const RELEASES_KEPT: usize = 50;
@@ -30,8 +32,21 @@ pub(crate) struct Proposal {
     pub(crate) manifest: Digest,
     pub(crate) variables: BTreeMap<String, String>,
     pub(crate) hosts: Vec<String>,
+    pub(crate) declared: BTreeSet<String>,
     pub(crate) created_by: String,
     pub(crate) created_ms: u64,
+    pub(crate) how: How,
+}
+
+/// How a release comes into use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum How {
+    /// On every node, for every request, now.
+    AtOnce,
+    /// On every node, for a part of the visitors, until somebody says more.
+    Split { percent: u8, key: SplitKey },
+    /// On some nodes, then on more, as long as it does well.
+    Waves { waves: Vec<Wave>, gate: Gate },
 }
 
 /// Why the current release of an app did not change.
@@ -45,6 +60,20 @@ pub(crate) enum ReleaseError {
     NoRelease { id: ReleaseId },
     #[error("{id} is the oldest release that is kept")]
     Oldest { id: ReleaseId },
+    #[error("app {app} has no release beside which another could serve")]
+    Alone { app: AppName },
+    #[error("{percent} is no percentage")]
+    Percent { percent: u8 },
+    #[error("a rollout has 1 to {WAVES_MAX} waves")]
+    Waves,
+    #[error("a rollout of {id} is under way")]
+    Moving { id: ReleaseId },
+    #[error("{id} is the current release")]
+    Current { id: ReleaseId },
+    #[error("app {app} has no split")]
+    NoSplit { app: AppName },
+    #[error("{name:?} is no name of a variable")]
+    Secret { name: String },
     #[error("there are {APPS_MAX} apps")]
     Apps,
     #[error("app {app} has used up its release numbers")]
@@ -57,20 +86,13 @@ pub(crate) enum ReleaseError {
     State(#[from] StateError),
 }
 
-/// Makes the proposal the current release. True if there is a new one: the same manifest with the same variables as
-/// the current release is the current release.
+/// Makes a release of the proposal and begins to use it. True if there is a new one: the same manifest with the same
+/// variables as the current release, or as the one that is being rolled out, is that release.
 pub(crate) fn release(records: &mut Records, proposal: Proposal) -> Result<(Release, bool), ReleaseError> {
     let app = proposal.app.clone();
-    let bytes = proposal.variables.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if bytes > VARIABLES_BYTES_MAX {
-        return Err(ReleaseError::Variables { bytes });
-    }
-    let current = records.apps.get(&app).and_then(|record| record.current());
-    if let Some(current) = current.map(|record| &record.release)
-        && (&current.repository, &current.manifest) == (&proposal.repository, &proposal.manifest)
-        && current.variables == proposal.variables
-    {
-        return Ok((current.clone(), false));
+    check_variables(&proposal.variables)?;
+    if let Some(known) = records.apps.get(&app).and_then(|record| same(record, &proposal)) {
+        return Ok((known, false));
     }
     check_hosts(records, &app, &proposal.hosts)?;
     if !records.apps.contains_key(&app) && records.apps.len() >= APPS_MAX {
@@ -78,6 +100,7 @@ pub(crate) fn release(records: &mut Records, proposal: Proposal) -> Result<(Rele
     }
     let record = Arc::make_mut(records.apps.entry(app.clone()).or_default());
     let number = record.last.checked_add(1).ok_or(ReleaseError::Numbers { app: app.clone() })?;
+    let (now_ms, how) = (proposal.created_ms, proposal.how);
     let made = Release {
         id: ReleaseId { app, number },
         repository: proposal.repository,
@@ -86,23 +109,92 @@ pub(crate) fn release(records: &mut Records, proposal: Proposal) -> Result<(Rele
         created_ms: proposal.created_ms,
         created_by: proposal.created_by,
     };
-    record.releases.insert(number, ReleaseRecord { release: made.clone(), hosts: proposal.hosts });
+    let kept = ReleaseRecord { release: made.clone(), hosts: proposal.hosts, declared: proposal.declared };
+    record.releases.insert(number, kept);
     record.last = number;
-    record.current = Some(number);
+    use_release(record, &made.id, how, now_ms)?;
+    let in_plans = record.in_plans();
     while record.releases.len() > RELEASES_KEPT {
-        record.releases.pop_first();
+        let Some(oldest) = record.releases.keys().copied().find(|number| !in_plans.contains(number)) else { break };
+        record.releases.remove(&oldest);
     }
     check_plan(records)?;
     Ok((made, true))
 }
 
-/// Makes an earlier release current again: the one before, or the one named.
-pub(crate) fn rollback(records: &mut Records, app: &AppName, to: Option<u32>) -> Result<Release, ReleaseError> {
+/// The release that the proposal is already, if it is one that is in use or comes into use.
+fn same(record: &AppRecord, proposal: &Proposal) -> Option<Release> {
+    let coming = record.running().map(|rollout| rollout.to);
+    let known = coming.or(record.current).and_then(|number| record.releases.get(&number))?;
+    let is_same = (&known.release.repository, &known.release.manifest) == (&proposal.repository, &proposal.manifest)
+        && known.release.variables == proposal.variables;
+    is_same.then(|| known.release.clone())
+}
+
+/// Begins to use a release that is there. What was under way before it ends.
+pub(crate) fn use_release(record: &mut AppRecord, id: &ReleaseId, how: How, now_ms: u64) -> Result<(), ReleaseError> {
+    match how {
+        How::AtOnce => {
+            (record.current, record.split, record.rollout) = (Some(id.number), None, None);
+        }
+        How::Split { percent, key } => {
+            if percent > 100 {
+                return Err(ReleaseError::Percent { percent });
+            }
+            if let Some(rollout) = record.running() {
+                return Err(ReleaseError::Moving { id: ReleaseId { number: rollout.to, ..id.clone() } });
+            }
+            match record.current {
+                None => return Err(ReleaseError::Alone { app: id.app.clone() }),
+                Some(current) if current == id.number => return Err(ReleaseError::Current { id: id.clone() }),
+                Some(_) => record.split = Some(SplitRecord { release: id.number, percent, key }),
+            }
+        }
+        How::Waves { mut waves, gate } => {
+            if waves.is_empty() || waves.len() > WAVES_MAX {
+                return Err(ReleaseError::Waves);
+            }
+            // The last wave takes everybody who is there, so that a rollout that is done is done.
+            if waves.last().is_some_and(|wave| wave.nodes != Selection::Percent(100)) {
+                waves.push(Wave { nodes: Selection::Percent(100), bake_ms: 0 });
+            }
+            record.split = None;
+            record.rollout = Some(RolloutRecord {
+                to: id.number,
+                waves,
+                gate,
+                wave: 0,
+                since_ms: now_ms,
+                serving_ms: None,
+                taken: BTreeSet::new(),
+                state: Stage::Running,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Takes back the last move: a rollout under way or a split ends, or else an earlier release is current again: the one
+/// before, or the one named.
+pub(crate) fn rollback(
+    records: &mut Records,
+    app: &AppName,
+    to: Option<u32>,
+    reason: &str,
+) -> Result<Release, ReleaseError> {
     let no_app = || ReleaseError::NoApp { app: app.clone() };
     let record = records.apps.get(app).ok_or_else(no_app)?;
-    let current = record.current.ok_or_else(no_app)?;
+    let Some(current) = record.current else {
+        // A first release on its way: going back is to nothing.
+        let coming = record.running().and_then(|rollout| record.releases.get(&rollout.to));
+        let coming = coming.map(|record| record.release.clone()).ok_or_else(no_app)?;
+        halt(Arc::make_mut(records.apps.get_mut(app).ok_or_else(no_app)?), reason);
+        return Ok(coming);
+    };
+    let is_moving = record.running().is_some() || record.split.is_some();
     let number = match to {
         Some(number) => number,
+        None if is_moving => current,
         None => record
             .releases
             .range(..current)
@@ -118,17 +210,70 @@ pub(crate) fn rollback(records: &mut Records, app: &AppName, to: Option<u32>) ->
     if number != current {
         // Another app may have taken a host since this release was current.
         check_hosts(records, app, &target.hosts)?;
-        let record = records.apps.get_mut(app).ok_or_else(no_app)?;
-        Arc::make_mut(record).current = Some(number);
-        check_plan(records)?;
     }
+    let record = Arc::make_mut(records.apps.get_mut(app).ok_or_else(no_app)?);
+    record.current = Some(number);
+    record.split = None;
+    halt(record, reason);
+    check_plan(records)?;
     Ok(target.release)
 }
 
-/// Takes an app off every plan and forgets its releases, with their variables. Its numbers stay used.
+fn halt(record: &mut AppRecord, reason: &str) {
+    if let Some(rollout) = record.rollout.as_mut().filter(|rollout| rollout.state == Stage::Running) {
+        rollout.state = Stage::Halted { reason: reason.to_owned() };
+    }
+}
+
+/// Lets a release that is there serve a part of the visitors beside the current one, or no longer.
+pub(crate) fn split(
+    records: &mut Records,
+    id: &ReleaseId,
+    share: Option<(u8, SplitKey)>,
+) -> Result<Release, ReleaseError> {
+    let no_app = || ReleaseError::NoApp { app: id.app.clone() };
+    let no_release = || ReleaseError::NoRelease { id: id.clone() };
+    let record = records.apps.get(&id.app).ok_or_else(no_app)?;
+    let target = record.releases.get(&id.number).cloned().ok_or_else(no_release)?;
+    if share.is_some() {
+        check_hosts(records, &id.app, &target.hosts)?;
+    }
+    let record = Arc::make_mut(records.apps.get_mut(&id.app).ok_or_else(no_app)?);
+    match share {
+        Some((percent, key)) => use_release(record, id, How::Split { percent, key }, 0)?,
+        None if record.split.as_ref().is_some_and(|split| split.release == id.number) => record.split = None,
+        None => return Err(ReleaseError::NoSplit { app: id.app.clone() }),
+    }
+    check_plan(records)?;
+    Ok(target.release)
+}
+
+/// Sets the value of a variable that releases do not carry, or takes it away.
+pub(crate) fn secret(
+    records: &mut Records,
+    app: &AppName,
+    name: &str,
+    value: Option<String>,
+) -> Result<(), ReleaseError> {
+    if !is_variable_name(name) {
+        return Err(ReleaseError::Secret { name: name.chars().take(80).collect() });
+    }
+    if !records.apps.contains_key(app) && records.apps.len() >= APPS_MAX {
+        return Err(ReleaseError::Apps);
+    }
+    let record = Arc::make_mut(records.apps.entry(app.clone()).or_default());
+    match value {
+        Some(value) => drop(record.secrets.insert(name.to_owned(), value)),
+        None => drop(record.secrets.remove(name)),
+    }
+    check_variables(&record.secrets)?;
+    check_plan(records)
+}
+
+/// Takes an app off every plan and forgets its releases, with their variables and secrets. Its numbers stay used.
 pub(crate) fn remove(records: &mut Records, app: &AppName) -> Result<(), ReleaseError> {
     match records.apps.get_mut(app) {
-        Some(record) if record.current.is_some() => {
+        Some(record) if !record.releases.is_empty() => {
             *record = Arc::new(AppRecord { last: record.last, ..AppRecord::default() });
             Ok(())
         }
@@ -136,8 +281,13 @@ pub(crate) fn remove(records: &mut Records, app: &AppName) -> Result<(), Release
     }
 }
 
+fn check_variables(variables: &BTreeMap<String, String>) -> Result<(), ReleaseError> {
+    let bytes = variables.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > VARIABLES_BYTES_MAX { Err(ReleaseError::Variables { bytes }) } else { Ok(()) }
+}
+
 fn check_hosts(records: &Records, app: &AppName, hosts: &[String]) -> Result<(), ReleaseError> {
-    let others = records.current().filter(|other| other.release.id.app != *app);
+    let others = records.planned().filter(|other| other.release.id.app != *app);
     for other in others {
         if let Some(host) = hosts.iter().find(|host| other.hosts.contains(host)) {
             let other = other.release.id.app.clone();
@@ -149,15 +299,14 @@ fn check_hosts(records: &Records, app: &AppName, hosts: &[String]) -> Result<(),
 
 /// A plan that no node would read is refused here, where somebody can do something about it.
 fn check_plan(records: &Records) -> Result<(), ReleaseError> {
-    let plan = Plan {
-        node: "any".parse().expect("a valid name"),
-        generation: records.generation,
-        releases: records.current().map(|record| record.release.clone()).collect(),
-        peers: Vec::new(),
-        snapshot: None,
-    };
+    // More than any one node gets: every release that some plan may name.
+    let releases = records.apps.values().flat_map(|app| {
+        let planned = app.in_plans().into_iter().filter_map(|number| app.releases.get(&number));
+        planned.map(|record| app.delivered(record))
+    });
+    let plan = Plan::new("any".parse().expect("a valid name"), records.generation, releases.collect(), Vec::new());
     let json = |bytes: Result<Vec<u8>, serde_json::Error>| bytes.map_or(usize::MAX, |bytes| bytes.len());
-    let listed = plan.releases.len().saturating_mul(LISTED_BYTES);
+    let listed = records.nameable().count().saturating_mul(LISTED_BYTES);
     // In an envelope it is a third larger.
     let snapshot = json(serde_json::to_vec(&*records.revoked)).saturating_add(listed).saturating_mul(2);
     let bytes = json(serde_json::to_vec(&plan)).saturating_add(snapshot).saturating_add(PLAN_REST_BYTES);
@@ -165,18 +314,20 @@ fn check_plan(records: &Records) -> Result<(), ReleaseError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn proposal(app: &str, content: &str) -> Proposal {
+    pub(crate) fn proposal(app: &str, content: &str) -> Proposal {
         Proposal {
             app: app.parse().unwrap(),
             repository: "apps/any".parse().unwrap(),
             manifest: Digest::of(content.as_bytes()),
             variables: BTreeMap::new(),
             hosts: Vec::new(),
+            declared: BTreeSet::new(),
             created_by: "ops".into(),
             created_ms: 1,
+            how: How::AtOnce,
         }
     }
 
@@ -191,17 +342,17 @@ mod tests {
         for content in ["a", "b", "c"] {
             release(&mut records, proposal("hello", content)).unwrap();
         }
-        assert_eq!(rollback(&mut records, &app, None).unwrap().id.number, 2);
-        assert_eq!(rollback(&mut records, &app, None).unwrap().id.number, 1);
-        assert!(matches!(rollback(&mut records, &app, None), Err(ReleaseError::Oldest { .. })));
-        assert!(matches!(rollback(&mut records, &app, Some(9)), Err(ReleaseError::NoRelease { .. })));
-        assert_eq!(rollback(&mut records, &app, Some(3)).unwrap().id.number, 3);
+        assert_eq!(rollback(&mut records, &app, None, "x").unwrap().id.number, 2);
+        assert_eq!(rollback(&mut records, &app, None, "x").unwrap().id.number, 1);
+        assert!(matches!(rollback(&mut records, &app, None, "x"), Err(ReleaseError::Oldest { .. })));
+        assert!(matches!(rollback(&mut records, &app, Some(9), "x"), Err(ReleaseError::NoRelease { .. })));
+        assert_eq!(rollback(&mut records, &app, Some(3), "x").unwrap().id.number, 3);
         assert_eq!(release(&mut records, proposal("hello", "d")).unwrap().0.id.number, 4);
 
         remove(&mut records, &app).unwrap();
         assert_eq!(current(&records, "hello"), None);
         assert!(matches!(remove(&mut records, &app), Err(ReleaseError::NoApp { .. })));
-        assert!(matches!(rollback(&mut records, &app, None), Err(ReleaseError::NoApp { .. })));
+        assert!(matches!(rollback(&mut records, &app, None, "x"), Err(ReleaseError::NoApp { .. })));
         assert_eq!(release(&mut records, proposal("hello", "e")).unwrap().0.id.number, 5);
     }
 
@@ -228,9 +379,42 @@ mod tests {
         // The host is free once its app lets go of it, and then not to be had back by a rollback.
         release(&mut records, proposal("one", "c")).unwrap();
         release(&mut records, with_host("two", "a")).unwrap();
-        let back = rollback(&mut records, &"one".parse().unwrap(), None);
+        let back = rollback(&mut records, &"one".parse().unwrap(), None, "x");
         assert!(matches!(back, Err(ReleaseError::Host { .. })), "{back:?}");
         assert_eq!(current(&records, "one").unwrap(), "one@3");
+    }
+
+    fn in_waves(app: &str, content: &str) -> Proposal {
+        let waves = vec!["1%".parse().unwrap()];
+        Proposal { how: How::Waves { waves, gate: Gate::default() }, ..proposal(app, content) }
+    }
+
+    #[test]
+    fn a_rollout_leaves_the_old_release_current_and_going_back_ends_it() {
+        let mut records = Records::default();
+        let app: AppName = "hello".parse().unwrap();
+        release(&mut records, in_waves("hello", "a")).unwrap();
+        assert_eq!(current(&records, "hello"), None);
+        // The same again is what is on its way.
+        assert!(!release(&mut records, in_waves("hello", "a")).unwrap().1);
+        assert_eq!(rollback(&mut records, &app, None, "x").unwrap().id.number, 1);
+        assert!(records.apps[&app].running().is_none());
+        release(&mut records, proposal("hello", "b")).unwrap();
+        release(&mut records, in_waves("hello", "c")).unwrap();
+        assert_eq!(current(&records, "hello").unwrap(), "hello@2");
+        let split = Proposal { how: How::Split { percent: 5, key: SplitKey::Client }, ..proposal("hello", "d") };
+        assert!(matches!(release(&mut records, split), Err(ReleaseError::Moving { .. })));
+        assert_eq!(rollback(&mut records, &app, None, "x").unwrap().id.number, 2);
+        let rollout = records.apps[&app].rollout.clone().unwrap();
+        assert_eq!((rollout.to, rollout.state), (3, Stage::Halted { reason: "x".into() }));
+    }
+
+    #[test]
+    fn a_host_is_claimed_by_what_is_on_its_way_too() {
+        let mut records = Records::default();
+        release(&mut records, Proposal { hosts: vec!["a.test".into()], ..in_waves("one", "a") }).unwrap();
+        let other = release(&mut records, Proposal { hosts: vec!["a.test".into()], ..proposal("two", "a") });
+        assert!(matches!(other, Err(ReleaseError::Host { .. })), "{other:?}");
     }
 
     #[test]

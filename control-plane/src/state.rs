@@ -3,18 +3,23 @@
 //! [`Records`] are immutable once published; a change makes new ones that share what did not change.
 //! [`State::save`] writes the difference in one batch and returns when it is on disk.
 
+mod records;
+mod seal;
+
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use selvage_config::plan::{Peer, Status};
-use selvage_config::release::Release;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use selvage_config::snapshot::Revoked;
-use selvage_config::{AppName, NodeName};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use sled::{Batch, Db, IVec, Tree};
+
+pub(crate) use records::{
+    AppRecord, JoinRecord, MemberRecord, NodeRecord, Records, ReleaseRecord, RolloutRecord, SplitRecord, Stage,
+};
+pub(crate) use seal::Seal;
 
 /// Memory for pages of the database, bytes.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -23,71 +28,8 @@ const GENERATION: &[u8] = b"generation";
 const REVOKED: &[u8] = b"revoked";
 const APP: &[u8] = b"app/";
 const NODE: &[u8] = b"node/";
-
-/// All that plans are made from.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Records {
-    /// Grows with every change of any plan.
-    pub(crate) generation: u64,
-    pub(crate) apps: BTreeMap<AppName, Arc<AppRecord>>,
-    pub(crate) nodes: BTreeMap<NodeName, Arc<NodeRecord>>,
-    /// What must not run any more. It only grows: nodes take nothing back.
-    pub(crate) revoked: Arc<Revoked>,
-}
-
-/// One app's releases. An app that was removed keeps its record, so that a number never names two releases.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct AppRecord {
-    /// The highest number ever given.
-    pub(crate) last: u32,
-    /// The release that plans name.
-    pub(crate) current: Option<u32>,
-    /// Those that can be gone back to.
-    pub(crate) releases: BTreeMap<u32, ReleaseRecord>,
-}
-
-/// A release, and what must be known of it without reading its manifest again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ReleaseRecord {
-    pub(crate) release: Release,
-    /// The hosts that the app document claims.
-    pub(crate) hosts: Vec<String>,
-}
-
-/// What a node last told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct NodeRecord {
-    pub(crate) status: Status,
-    /// Where its peers reach it, if it replicates.
-    pub(crate) replication: Option<SocketAddr>,
-}
-
-impl AppRecord {
-    /// The release that plans name.
-    pub(crate) fn current(&self) -> Option<&ReleaseRecord> {
-        self.releases.get(&self.current?)
-    }
-}
-
-impl Records {
-    /// The current release of each app that has one.
-    pub(crate) fn current(&self) -> impl Iterator<Item = &ReleaseRecord> {
-        self.apps.values().filter_map(|app| app.current())
-    }
-
-    /// The nodes that replicate.
-    pub(crate) fn peers(&self) -> impl Iterator<Item = Peer> {
-        self.nodes.values().filter_map(|node| {
-            let (name, region) = (node.status.node.clone(), node.status.region.clone());
-            node.replication.map(|address| Peer { node: name, region, address })
-        })
-    }
-
-    /// The newest generation that any node says to have taken in.
-    pub(crate) fn told_generation(&self) -> u64 {
-        self.nodes.values().map(|node| node.status.generation).max().unwrap_or(0)
-    }
-}
+const MEMBER: &[u8] = b"member/";
+const JOIN: &[u8] = b"join/";
 
 /// The database could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +42,12 @@ pub(crate) enum StateError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("record {key:?} of the database was sealed with another key")]
+    Sealed { key: String },
+    #[error("seal a record")]
+    Seal(#[source] std::io::Error),
+    #[error("no random bytes")]
+    Random,
     #[error("record {key:?} of the database is malformed")]
     Malformed { key: String },
 }
@@ -109,20 +57,35 @@ pub(crate) enum StateError {
 pub(crate) struct State {
     database: Db,
     tree: Tree,
+    /// Apps' records hold values of variables, some of them secret.
+    seal: Seal,
 }
 
 impl State {
     /// Opens the database in `directory`, or makes it.
-    pub(crate) fn open(directory: &Path) -> Result<Self, StateError> {
+    pub(crate) fn open(directory: &Path, seal: Seal) -> Result<Self, StateError> {
         // Nothing is flushed by a clock: every change waits for its own flush.
         let database = sled::Config::new().path(directory).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
         let tree = database.open_tree("fleet")?;
-        Ok(Self { database, tree })
+        Ok(Self { database, tree, seal })
     }
 
     /// The tree of the registry's own records.
     pub(crate) fn open_catalog(&self) -> Result<Tree, StateError> {
         Ok(self.database.open_tree("registry")?)
+    }
+
+    /// Random bytes that are made once and remembered under `name`.
+    pub(crate) fn key<const N: usize>(&self, name: &str) -> Result<[u8; N], StateError> {
+        let malformed = || StateError::Malformed { key: name.to_owned() };
+        if let Some(bytes) = self.tree.get(name)? {
+            return bytes.as_ref().try_into().map_err(|_| malformed());
+        }
+        let mut key = [0; N];
+        SystemRandom::new().fill(&mut key).map_err(|_| StateError::Random)?;
+        self.tree.insert(name, key.as_slice())?;
+        self.tree.flush()?;
+        Ok(key)
     }
 
     /// Everything remembered.
@@ -139,8 +102,14 @@ impl State {
                 serde_json::from_slice(&bytes).map_err(|source| StateError::Record { key: "revoked".into(), source })?
             }
         };
-        let revoked = Arc::new(revoked);
-        Ok(Records { generation, apps: self.load_all(APP)?, nodes: self.load_all(NODE)?, revoked })
+        Ok(Records {
+            generation,
+            apps: self.load_all(APP)?,
+            nodes: self.load_all(NODE)?,
+            members: self.load_all(MEMBER)?,
+            joins: self.load_all(JOIN)?,
+            revoked: Arc::new(revoked),
+        })
     }
 
     fn load_all<N, R>(&self, prefix: &[u8]) -> Result<BTreeMap<N, Arc<R>>, StateError>
@@ -153,6 +122,7 @@ impl State {
             let text = String::from_utf8_lossy(&key).into_owned();
             let name = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
             let name = N::try_from(name).map_err(|_| StateError::Malformed { key: text.clone() })?;
+            let value = self.seal.open_record(&key, &value).ok_or_else(|| StateError::Sealed { key: text.clone() })?;
             let record = serde_json::from_slice(&value).map_err(|source| StateError::Record { key: text, source })?;
             Ok((name, Arc::new(record)))
         };
@@ -169,35 +139,55 @@ impl State {
         if before.revoked != after.revoked {
             batch.insert(REVOKED, serde_json::to_vec(&*after.revoked).expect("it has only strings"));
         }
-        put_changed(&mut batch, APP, &before.apps, &after.apps);
-        put_changed(&mut batch, NODE, &before.nodes, &after.nodes);
+        self.put_changed(&mut batch, APP, &before.apps, &after.apps)?;
+        self.put_changed(&mut batch, NODE, &before.nodes, &after.nodes)?;
+        self.put_changed(&mut batch, MEMBER, &before.members, &after.members)?;
+        self.put_changed(&mut batch, JOIN, &before.joins, &after.joins)?;
         self.tree.apply_batch(batch)?;
-        if before.generation != after.generation || before.apps != after.apps {
+        let is_lasting = before.generation != after.generation
+            || before.apps != after.apps
+            || before.members != after.members
+            || before.joins != after.joins;
+        if is_lasting {
             self.tree.flush()?;
+        }
+        Ok(())
+    }
+
+    fn put_changed<N, R>(
+        &self,
+        batch: &mut Batch,
+        prefix: &[u8],
+        before: &BTreeMap<N, Arc<R>>,
+        after: &BTreeMap<N, Arc<R>>,
+    ) -> Result<(), StateError>
+    where
+        N: ToString + Ord,
+        R: Serialize,
+    {
+        let key = |name: &N| [prefix, name.to_string().as_bytes()].concat();
+        for (name, record) in after {
+            if !before.get(name).is_some_and(|old| Arc::ptr_eq(old, record)) {
+                let key = key(name);
+                let mut bytes =
+                    serde_json::to_vec(&**record).expect("a record has only string keys and numbers as keys");
+                if prefix == APP {
+                    bytes = self.seal.seal(&key, bytes).map_err(StateError::Seal)?;
+                }
+                batch.insert(key, bytes);
+            }
+        }
+        for name in before.keys().filter(|name| !after.contains_key(name)) {
+            batch.remove(key(name));
         }
         Ok(())
     }
 }
 
-fn put_changed<N, R>(batch: &mut Batch, prefix: &[u8], before: &BTreeMap<N, Arc<R>>, after: &BTreeMap<N, Arc<R>>)
-where
-    N: ToString + Ord,
-    R: Serialize,
-{
-    let key = |name: &N| [prefix, name.to_string().as_bytes()].concat();
-    for (name, record) in after {
-        if !before.get(name).is_some_and(|old| Arc::ptr_eq(old, record)) {
-            let bytes = serde_json::to_vec(&**record).expect("a record has only string keys and numbers as keys");
-            batch.insert(key(name), bytes);
-        }
-    }
-    for name in before.keys().filter(|name| !after.contains_key(name)) {
-        batch.remove(key(name));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use selvage_config::release::Release;
+
     use super::*;
 
     #[test]
@@ -214,7 +204,9 @@ mod tests {
         let app = AppRecord {
             last: 9,
             current: Some(7),
-            releases: [(7, ReleaseRecord { release, hosts: vec!["a.test".into()] })].into(),
+            releases: [(7, ReleaseRecord { release, hosts: vec!["a.test".into()], declared: [].into() })].into(),
+            secrets: [("token".to_owned(), "s3cret".to_owned())].into(),
+            ..AppRecord::default()
         };
         let empty = Records::default();
         let full = Records {
@@ -223,15 +215,36 @@ mod tests {
             revoked: Arc::new(Revoked { identities: ["eve".to_owned()].into(), ..Revoked::default() }),
             ..empty.clone()
         };
-        let state = State::open(&directory.path().join("db")).unwrap();
+        let state =
+            State::open(&directory.path().join("db"), Seal::open(&directory.path().join("key")).unwrap()).unwrap();
         state.save(&empty, &full).unwrap();
         drop(state);
 
-        let state = State::open(&directory.path().join("db")).unwrap();
+        let state =
+            State::open(&directory.path().join("db"), Seal::open(&directory.path().join("key")).unwrap()).unwrap();
         let read = state.load().unwrap();
         assert_eq!((read.generation, &read.revoked), (3, &full.revoked));
         assert_eq!(*read.apps[&"hello".parse().unwrap()], app);
         state.save(&full, &Records { generation: 4, ..Records::default() }).unwrap();
         assert!(state.load().unwrap().apps.is_empty());
+    }
+
+    #[test]
+    fn no_secret_lies_on_the_disk_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let secrets = [("token".to_owned(), "s3cret-s3cret".to_owned())].into();
+        let app = Arc::new(AppRecord { secrets, ..AppRecord::default() });
+        let full = Records { generation: 1, apps: [("hello".parse().unwrap(), app)].into(), ..Records::default() };
+        let seal = |name: &str| Seal::open(&directory.path().join(name)).unwrap();
+        let state = State::open(&directory.path().join("db"), seal("key")).unwrap();
+        state.save(&Records::default(), &full).unwrap();
+        drop(state);
+        for entry in std::fs::read_dir(directory.path().join("db")).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = if path.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
+            assert!(!bytes.windows(6).any(|window| window == b"s3cret"), "{}", path.display());
+        }
+        let opened = State::open(&directory.path().join("db"), seal("other")).unwrap();
+        assert!(matches!(opened.load(), Err(StateError::Sealed { .. })));
     }
 }

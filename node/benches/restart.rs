@@ -48,7 +48,7 @@ pub(crate) fn prepare(dir: &Path, compiled: &Path, template: &Template, componen
     })?;
     let serving: BTreeMap<AppName, Release> = written.into_iter().flatten().collect();
     let releases = serving.values().cloned().collect();
-    state.keep_plan(&Plan { node: "node".parse()?, generation: 1, releases, peers: Vec::new(), snapshot: None })?;
+    state.keep_plan(&Plan::new("node".parse()?, 1, releases, Vec::new()))?;
     Ok(state.keep_serving(&serving)?)
 }
 

@@ -87,6 +87,7 @@ pub struct Node {
 struct Me {
     name: NodeName,
     region: Region,
+    labels: BTreeMap<String, String>,
     /// All but `admin`.
     addresses: Addresses,
     /// Known last: the listener that tells it must be there first.
@@ -180,6 +181,7 @@ impl Node {
         let me = Arc::new(Me {
             name: config.name,
             region: config.region,
+            labels: config.labels,
             addresses,
             admin: OnceLock::new(),
             ledger: ledger.clone(),
@@ -201,15 +203,15 @@ impl Node {
             tasks.spawn(look_at_certificates(reload, parts.metrics.clone()));
         }
         if let Some(fleet) = fleet {
-            tasks.spawn(look_at_identity(fleet));
+            tasks.spawn(look_at_identity(fleet, origin.clone(), me.name.clone()));
         }
         tasks.spawn(look_at_policy(config.trust.clone(), terms.clone(), seen));
         let mut held = None;
         match origin {
             None => held = Some(plans),
             Some(origin) => {
-                let told = Arc::clone(&me);
-                tasks.spawn(plan::report(origin.clone(), report.clone(), move |report| told.status(report)));
+                let (told, seen) = (Arc::clone(&me), Arc::clone(&parts));
+                tasks.spawn(plan::report(origin.clone(), report.clone(), move |report| told.status(report, &seen)));
                 let metrics = parts.metrics.clone();
                 let course = Course { node: me.name.clone(), state, ledger, terms, metrics, plans };
                 tasks.spawn(plan::watch(origin, course));
@@ -273,7 +275,7 @@ impl Node {
             tasks.spawn(look_at_certificates(reload, parts.metrics.clone()));
         }
         Ok(Self {
-            me: Arc::new(Me { name, region, addresses, admin: OnceLock::new(), ledger: None }),
+            me: Arc::new(Me { name, region, labels: BTreeMap::new(), addresses, admin: OnceLock::new(), ledger: None }),
             parts,
             kv,
             listeners,
@@ -293,7 +295,7 @@ impl Node {
 
     /// What it runs.
     pub fn status(&self) -> Status {
-        self.me.status(&self.report.borrow())
+        self.me.status(&self.report.borrow(), &self.parts)
     }
 
     /// Its KV.
@@ -324,8 +326,10 @@ impl Node {
 }
 
 impl Me {
-    fn status(&self, report: &Report) -> Status {
+    fn status(&self, report: &Report, parts: &Parts) -> Status {
         Status {
+            load: parts.load_of(&report.watched),
+            labels: self.labels.clone(),
             node: self.name.clone(),
             region: self.region.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -381,10 +385,17 @@ async fn look_at_certificates(mut reload: Reload, metrics: Metrics) {
     }
 }
 
-/// Takes a new identity as it comes. A bad one is told, and the old one stays.
-async fn look_at_identity(fleet: Fleet) {
+/// Sees to it that there is a new identity in time, and takes it as it comes. A bad one is told, and the old one stays.
+async fn look_at_identity(fleet: Fleet, origin: Option<Origin>, node: NodeName) {
     loop {
         tokio::time::sleep(CERTIFICATES_LOOK).await;
+        if let Some(origin) = &origin {
+            match fleet.renew(origin, &node).await {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("the control plane gave another certificate"),
+                Err(error) => tracing::warn!(error = chain(&error), "the certificate is not renewed yet"),
+            }
+        }
         let looking = fleet.clone();
         match tokio::task::spawn_blocking(move || looking.look()).await {
             Ok(Ok(false)) => {}
@@ -522,7 +533,7 @@ fn local() -> (NodeName, Region) {
 }
 
 fn admin_parts(me: &Arc<Me>, parts: &Arc<Parts>, kv: &Kv, report: &watch::Receiver<Report>) -> AdminParts {
-    let (me, report) = (Arc::clone(me), report.clone());
-    let status = Arc::new(move || me.status(&report.borrow()));
+    let (me, report, seen) = (Arc::clone(me), report.clone(), Arc::clone(parts));
+    let status = Arc::new(move || me.status(&report.borrow(), &seen));
     AdminParts { parts: Arc::clone(parts), kv: Some(kv.clone()), status }
 }

@@ -4,6 +4,8 @@
 //! of after it. Patterns are tried in the order of [`Pattern`]: the most specific first.
 
 pub mod fields;
+pub mod split;
+pub(crate) mod tally;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +27,8 @@ use crate::pool::Pool;
 use crate::request::{Response, full};
 
 use self::fields::OfRoute;
+use self::split::{Second, Visitor};
+use self::tally::Tally;
 
 /// Paths that every app has and no guest sees (Spin's health check and app information).
 const RESERVED: &str = "/.well-known/spin";
@@ -79,6 +83,7 @@ pub struct ActiveApp {
     routes: Vec<Route>,
     counters: OnceLock<AppCounters>,
     held: Held,
+    tally: Tally,
 }
 
 #[derive(Debug)]
@@ -182,7 +187,15 @@ impl ActiveApp {
             Route { fields: OfRoute::new(&pattern, is_spin), pattern, target }
         };
         let routes = routes.into_iter().map(route).collect();
-        Ok(Self { app, release, manifest, routes, counters: OnceLock::new(), held: Held::default() })
+        Ok(Self {
+            app,
+            release,
+            manifest,
+            routes,
+            counters: OnceLock::new(),
+            held: Held::default(),
+            tally: Tally::default(),
+        })
     }
 
     /// The app's document.
@@ -228,6 +241,11 @@ impl ActiveApp {
         &self.held
     }
 
+    /// What this release has answered.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
     /// What is counted of this app, looked up once.
     pub(crate) fn counters(&self, metrics: &Metrics) -> &AppCounters {
         self.counters.get_or_init(|| metrics.of_app(self.app.name.as_str()))
@@ -245,7 +263,7 @@ impl ActiveApp {
                 Place::Route { index, captures }
             }
         };
-        Ok(Found { app: Arc::clone(self), place })
+        Ok(Found { app: Arc::clone(self), place, is_split: false })
     }
 }
 
@@ -270,6 +288,8 @@ fn reserved(path: &str) -> Option<&str> {
 pub struct Found {
     app: Arc<ActiveApp>,
     place: Place,
+    /// Whether another release of the app serves beside this one.
+    is_split: bool,
 }
 
 #[derive(Debug)]
@@ -291,6 +311,11 @@ impl Found {
     /// The app.
     pub fn app(&self) -> &Arc<ActiveApp> {
         &self.app
+    }
+
+    /// The release that answers, where that is one of two.
+    pub fn split_release(&self) -> Option<&ReleaseId> {
+        self.app.release().filter(|_| self.is_split)
     }
 
     /// What the guest that answers is told of its route, what the route captured, and the guest. `None` if no guest
@@ -333,6 +358,8 @@ pub struct Table {
     apps: Vec<Arc<ActiveApp>>,
     hosts: HashMap<String, Arc<ActiveApp>>,
     any: Option<Arc<ActiveApp>>,
+    /// Second releases, by app.
+    seconds: HashMap<AppName, Second>,
 }
 
 impl Table {
@@ -354,12 +381,29 @@ impl Table {
                 };
             }
         }
-        Ok(Self { apps, hosts, any: None })
+        Ok(Self { apps, hosts, any: None, seconds: HashMap::new() })
     }
 
     /// The table of one app that answers for every host.
     pub fn alone(app: Arc<ActiveApp>) -> Self {
-        Self { apps: vec![Arc::clone(&app)], hosts: HashMap::new(), any: Some(app) }
+        Self { apps: vec![Arc::clone(&app)], hosts: HashMap::new(), any: Some(app), seconds: HashMap::new() }
+    }
+
+    /// The same with second releases beside some of its apps. They answer at the hosts of the first.
+    #[must_use]
+    pub fn with_seconds(self, seconds: impl IntoIterator<Item = Second>) -> Self {
+        let seconds = seconds.into_iter().map(|second| (second.release.app.clone(), second)).collect();
+        Self { seconds, ..self }
+    }
+
+    /// Whether some app has two releases.
+    pub fn is_split(&self) -> bool {
+        !self.seconds.is_empty()
+    }
+
+    /// The second releases.
+    pub fn seconds(&self) -> impl Iterator<Item = &Second> {
+        self.seconds.values()
     }
 
     /// A table without an app.
@@ -370,6 +414,21 @@ impl Table {
     /// The apps.
     pub fn apps(&self) -> &[Arc<ActiveApp>] {
         &self.apps
+    }
+
+    /// Who answers this visitor: as [`Table::find`], but of two releases the one that the visitor belongs to.
+    ///
+    /// # Errors
+    /// No app has the host, or it has no route for the path.
+    pub fn find_for(&self, host: &str, path: &str, visitor: Visitor<'_>) -> Result<Found, Fault> {
+        if self.seconds.is_empty() {
+            return self.find(host, path);
+        }
+        let app = self.any.as_ref().or_else(|| self.hosts.get(&*host_key(host)?));
+        let app = app.ok_or(Fault::Client(ClientFault::NotFound))?;
+        let Some(second) = self.seconds.get(&app.app.name) else { return app.find(path) };
+        let chosen = if second.takes(app, visitor) { &second.app } else { app };
+        Ok(Found { is_split: true, ..chosen.find(path)? })
     }
 
     /// Who answers `path` (without query) at `host`, which may have a port and a trailing dot.

@@ -17,7 +17,8 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use selvage_config::front::Front;
-use selvage_config::{Limits, NodeName, Region};
+use selvage_config::plan::ReleaseLoad;
+use selvage_config::{AppName, Limits, NodeName, Region};
 
 use crate::admit::{Admission, Permit};
 use crate::fault::{ClientFault, Fault, GuestFault};
@@ -25,6 +26,8 @@ use crate::jwt;
 use crate::listen::head;
 use crate::metrics::{Counted, Metrics, NO_APP, Outcome};
 use crate::request::{Body, BodyError, Protocol, Request, Response, empty};
+use crate::route::split::{RELEASE, Visitor};
+use crate::route::tally::Went;
 use crate::route::{Found, Table, fields};
 
 /// What every answer says that it was sent by.
@@ -55,6 +58,8 @@ pub struct Parts {
     names: [(HeaderName, HeaderValue); 2],
     ids: Ids,
     draining: AtomicBool,
+    /// Whether the plan says so.
+    told_to_drain: AtomicBool,
 }
 
 /// Names requests: unique on this node, and not twice after a restart.
@@ -79,6 +84,7 @@ impl Parts {
             // The standard library's hash keys are the one source of randomness that can't fail.
             ids: Ids { start: RandomState::new().hash_one(0), next: AtomicU64::new(0) },
             draining: AtomicBool::new(false),
+            told_to_drain: AtomicBool::new(false),
         }
     }
 
@@ -100,12 +106,29 @@ impl Parts {
 
     /// Whether a load balancer should send requests here: there is an app, and the node is not about to leave.
     pub fn is_ready(&self) -> bool {
-        !self.draining.load(Ordering::Relaxed) && !self.table.load().apps().is_empty()
+        !self.draining.load(Ordering::Relaxed)
+            && !self.told_to_drain.load(Ordering::Relaxed)
+            && !self.table.load().apps().is_empty()
     }
 
     /// The node is about to leave: it is not ready any more.
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Operators want no more requests here, or want them again. Those that come all the same are answered.
+    pub fn tell_to_drain(&self, drain: bool) {
+        if self.told_to_drain.swap(drain, Ordering::Relaxed) != drain {
+            tracing::info!(drain, "the plan says whether requests shall come here");
+        }
+    }
+
+    /// How the releases of some apps have done here.
+    pub fn load_of(&self, apps: &[AppName]) -> Vec<ReleaseLoad> {
+        let table = self.table.load();
+        let actives = table.apps().iter().chain(table.seconds().map(|second| &second.app));
+        let watched = actives.filter(|active| apps.contains(&active.app().name));
+        watched.filter_map(|active| Some(active.tally().load(active.release()?.clone()))).collect()
     }
 
     fn next_id(&self) -> HeaderValue {
@@ -145,10 +168,15 @@ pub(crate) fn refuse(parts: &Arc<Parts>, request: &Request, fault: &Fault) -> Re
 
 /// The steps.
 async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -> Result<Response, Fault> {
+    let table = parts.table.load();
+    let wanted = if table.is_split() { request.http.headers().get(RELEASE).cloned() } else { None };
     let authority = head::check(&parts.front, &mut request)?;
     record.client = request.client;
     request.http.headers_mut().insert(fields::REQUEST_ID, record.id.clone());
-    let found = parts.table.load().find(authority.as_str(), request.http.uri().path())?;
+    let (fields, address) = (request.http.headers(), request.client.ip());
+    let visitor = Visitor { wanted: wanted.as_ref(), fields, address };
+    let found = table.find_for(authority.as_str(), request.http.uri().path(), visitor)?;
+    drop(table);
     let found = record.found.insert(found);
     record.permit = Some(parts.admission.admit(found.app().held())?);
     if let Some(fixed) = found.fixed() {
@@ -197,6 +225,12 @@ fn finish_head(parts: &Parts, record: &Record, response: &mut Response) {
         fields.insert(name, value.clone());
     }
     fields.insert(fields::REQUEST_ID, record.id.clone());
+    // Of two releases, which one answered: to see a split work, and to name it in a complaint.
+    if let Some(release) = record.found.as_ref().and_then(Found::split_release)
+        && let Ok(value) = HeaderValue::try_from(release.to_string())
+    {
+        fields.insert(RELEASE, value);
+    }
 }
 
 /// RFC 9110 6.4.1: these answers have no body, but the first kind tells how long it would have been.
@@ -253,6 +287,16 @@ impl Record {
         }
     }
 
+    /// How it went, as far as its release is answerable for that: neither the client's doing is, nor a full node.
+    fn went(&self) -> Went {
+        match self.outcome.fault {
+            "guest" => Went::Trapped,
+            "client" | "overload" => Went::Well,
+            _ if self.status.is_server_error() => Went::Badly,
+            _ => Went::Well,
+        }
+    }
+
     /// `host[:port]` as the client wrote it.
     fn host(&self) -> &str {
         let field = || self.host.as_ref()?.to_str().ok();
@@ -262,9 +306,13 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let seconds = self.started.elapsed().as_secs_f64();
+        let took = self.started.elapsed();
+        let seconds = took.as_secs_f64();
         let metrics = &self.parts.metrics;
         let active = self.found.as_ref().map(Found::app);
+        if let Some(active) = active {
+            active.tally().count(took, self.went());
+        }
         let app = active.map_or(NO_APP, |active| active.app().name.as_str());
         match active {
             Some(active) if self.outcome == Outcome::OK => {

@@ -4,6 +4,8 @@
 
 mod by_hand;
 mod demo;
+mod fleet;
+mod killed;
 mod kv;
 mod peers;
 mod program;

@@ -237,3 +237,58 @@ fn cosign_and_selvage_accept_each_others_signatures() {
     }
     well("deploy what oras pushed", &fleet.selvage(&["deploy", "acme/plain:1"]));
 }
+
+/// crane and skopeo, of two other families of registry clients, by name and password: each is sent for a token first.
+#[test]
+fn crane_and_skopeo_push_pull_copy_list_and_delete() {
+    let fleet = Fleet::start();
+    let registry = fleet.registry();
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).env("HOME", fleet.path("")).env("DOCKER_CONFIG", fleet.path(""));
+        finish(command.env("SSL_CERT_FILE", fleet.path("certs/ca.pem")).current_dir(fleet.path("")))
+    };
+    let source = example("hello").display().to_string();
+    let pushed = fleet.selvage(&["push", "-f", &source, "--repository", "acme/hello", "--tag", "v1", "-o", "json"]);
+    let pushed: serde_json::Value = serde_json::from_slice(&pushed.stdout).unwrap();
+    let digest = pushed["manifest"].as_str().unwrap();
+    let (first, second) = (format!("{registry}/acme/hello:v1"), format!("{registry}/acme/copy:v1"));
+    if have_optional("crane") {
+        well("crane login", &run("crane", &["auth", "login", &registry, "-u", "ci", "-p", Fleet::TOKEN]));
+        assert_eq!(well("crane digest", &run("crane", &["digest", &first])).trim(), digest);
+        well("crane copy", &run("crane", &["copy", &first, &second]));
+        assert_eq!(well("crane digest", &run("crane", &["digest", &second])).trim(), digest);
+        well("crane tag", &run("crane", &["tag", &second, "v2"]));
+        assert_eq!(well("crane ls", &run("crane", &["ls", &format!("{registry}/acme/copy")])).trim(), "v1\nv2");
+        let catalog = well("crane catalog", &run("crane", &["catalog", &registry]));
+        assert_eq!(catalog.trim(), "acme/copy\nacme/hello");
+        well("crane delete", &run("crane", &["delete", &format!("{registry}/acme/copy@{digest}")]));
+        assert!(!run("crane", &["digest", &second]).status.success());
+    }
+    if have("skopeo") {
+        let credentials = format!("ci:{}", Fleet::TOKEN);
+        // Debian's skopeo trusts authorities by host, from a directory.
+        std::fs::create_dir(fleet.path("trusted")).unwrap();
+        std::fs::copy(fleet.path("certs/ca.pem"), fleet.path("trusted/ca.crt")).unwrap();
+        let certs = fleet.path("trusted").display().to_string();
+        let (from, to) = (format!("docker://{first}"), format!("docker://{registry}/acme/third:v1"));
+        let copy = ["copy", "--insecure-policy", "--src-cert-dir", &certs, "--dest-cert-dir", &certs];
+        let copy = [&copy[..], &["--src-creds", &credentials, "--dest-creds", &credentials, &from, &to]].concat();
+        well("skopeo copy", &run("skopeo", &copy));
+        let inspect = ["inspect", "--raw", "--cert-dir", &certs, "--creds", &credentials, &to];
+        let raw = run("skopeo", &inspect);
+        assert_eq!(
+            selvage_config::Digest::of(&raw.stdout).to_string(),
+            digest,
+            "{}",
+            String::from_utf8_lossy(&raw.stderr)
+        );
+        let list =
+            ["list-tags", "--cert-dir", &certs, "--creds", &credentials, &format!("docker://{registry}/acme/third")];
+        assert!(well("skopeo list-tags", &run("skopeo", &list)).contains("\"v1\""));
+        let dir = fleet.path("layout").display().to_string();
+        let pull = ["copy", "--insecure-policy", "--src-cert-dir", &certs, "--src-creds", &credentials, &to];
+        well("skopeo pull", &run("skopeo", &[&pull[..], &[&format!("dir:{dir}")]].concat()));
+        assert!(fleet.path("layout/manifest.json").exists());
+    }
+}

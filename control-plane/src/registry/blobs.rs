@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use selvage_config::Digest;
 
@@ -11,23 +12,43 @@ use super::RegistryError;
 
 /// The directory of files.
 #[derive(Debug)]
-pub(crate) struct Blobs(PathBuf);
+pub(crate) struct Blobs {
+    directory: PathBuf,
+    bytes: AtomicU64,
+}
 
 impl Blobs {
-    pub(crate) fn new(directory: PathBuf) -> Self {
-        Self(directory)
+    /// Opens the directory, and counts what is in it.
+    pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
+        let mut bytes = 0;
+        for entry in fs::read_dir(&directory)? {
+            bytes += entry?.metadata()?.len();
+        }
+        Ok(Self { directory, bytes: AtomicU64::new(bytes) })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Bytes of all files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Where the bytes of `digest` lie, if they are there.
     pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
-        self.0.join(digest.hex())
+        self.directory.join(digest.hex())
     }
 
     /// Takes over a file whose bytes were found to have `digest` and are on disk.
     pub(crate) fn adopt(&self, file: &Path, digest: &Digest) -> io::Result<()> {
-        fs::rename(file, self.path(digest))?;
+        let path = self.path(digest);
+        let grown = if path.try_exists()? { 0 } else { fs::metadata(file)?.len() };
+        fs::rename(file, path)?;
+        self.bytes.fetch_add(grown, Ordering::Relaxed);
         // The name must be on disk too, before anybody is told that the blob is there.
-        File::open(&self.0)?.sync_all()
+        File::open(&self.directory)?.sync_all()
     }
 
     /// Writes a small file whole. `aside` is where it lies until it is complete.
@@ -48,9 +69,15 @@ impl Blobs {
 
     /// Removes the bytes of `digest`. Readers that have the file open still read it to its end.
     pub(crate) fn remove(&self, digest: &Digest) -> io::Result<()> {
-        match fs::remove_file(self.path(digest)) {
+        let path = self.path(digest);
+        let length = fs::metadata(&path).map_or(0, |found| found.len());
+        match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+            Err(error) => Err(error),
+            Ok(()) => {
+                self.bytes.fetch_sub(length, Ordering::Relaxed);
+                Ok(())
+            }
         }
     }
 }
@@ -62,7 +89,7 @@ mod tests {
     #[test]
     fn a_file_that_changed_on_disk_is_not_given_out() {
         let directory = tempfile::tempdir().unwrap();
-        let blobs = Blobs::new(directory.path().to_owned());
+        let blobs = Blobs::open(directory.path().to_owned()).unwrap();
         let digest = blobs.write(&directory.path().join("aside"), b"content").unwrap();
         assert_eq!(blobs.read(&digest).unwrap(), b"content");
         fs::write(blobs.path(&digest), b"c0ntent").unwrap();
@@ -70,5 +97,6 @@ mod tests {
         blobs.remove(&digest).unwrap();
         blobs.remove(&digest).unwrap();
         assert!(matches!(blobs.read(&digest), Err(RegistryError::Io(_))));
+        assert_eq!(blobs.bytes(), 0);
     }
 }

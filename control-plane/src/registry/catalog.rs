@@ -27,6 +27,17 @@ pub(crate) struct ManifestRecord {
     pub(crate) references: Vec<Digest>,
     /// What it is about, and how the referrers list shows it.
     pub(crate) subject: Option<(Digest, Descriptor)>,
+    /// When it was last pushed or asked for by a release, milliseconds since 1970.
+    #[serde(default)]
+    pub(crate) touched_ms: u64,
+}
+
+/// What is known of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BlobRecord {
+    pub(crate) size: u64,
+    /// When it was last pushed, mounted or asked for, milliseconds since 1970.
+    pub(crate) touched_ms: u64,
 }
 
 /// The records.
@@ -47,15 +58,29 @@ impl Catalog {
 
     /// The size of a blob that `repository` has.
     pub(crate) fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, RegistryError> {
-        let Some(bytes) = self.0.get(key(BLOB, repository, digest.as_bytes()))? else { return Ok(None) };
-        let size = bytes.as_ref().try_into().map_err(|_| RegistryError::Record("blob"))?;
-        Ok(Some(u64::from_be_bytes(size)))
+        Ok(self.blob_record(repository, digest)?.map(|record| record.size))
+    }
+
+    /// What is known of a blob that `repository` has.
+    pub(crate) fn blob_record(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<BlobRecord>, RegistryError> {
+        let bytes = self.0.get(key(BLOB, repository, digest.as_bytes()))?;
+        bytes.map(|bytes| read_blob(&bytes)).transpose()
     }
 
     /// Notes that `repository` has a blob.
-    pub(crate) fn add_blob(&self, repository: &Repository, digest: &Digest, size: u64) -> Result<(), RegistryError> {
+    pub(crate) fn add_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        record: BlobRecord,
+    ) -> Result<(), RegistryError> {
         let mut batch = Batch::default();
-        batch.insert(key(BLOB, repository, digest.as_bytes()), &size.to_be_bytes());
+        let value = [record.size.to_be_bytes(), record.touched_ms.to_be_bytes()].concat();
+        batch.insert(key(BLOB, repository, digest.as_bytes()), value);
         batch.insert(holder(digest, BLOB, repository), &[]);
         self.commit(batch)
     }
@@ -201,6 +226,81 @@ impl Catalog {
         Ok(false)
     }
 
+    /// Every blob of `repository`.
+    pub(crate) fn blobs(&self, repository: &Repository) -> Result<Vec<(Digest, BlobRecord)>, RegistryError> {
+        let prefix = key(BLOB, repository, &[]);
+        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (found, bytes) = entry?;
+            Ok((digest_of(&found[prefix.len()..])?, read_blob(&bytes)?))
+        };
+        self.0.scan_prefix(&prefix).map(read).collect()
+    }
+
+    /// Every manifest of `repository`.
+    pub(crate) fn manifests(&self, repository: &Repository) -> Result<Vec<(Digest, ManifestRecord)>, RegistryError> {
+        let prefix = key(MANIFEST, repository, &[]);
+        let one = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (found, bytes) = entry?;
+            Ok((digest_of(&found[prefix.len()..])?, read(&bytes, "manifest")?))
+        };
+        self.0.scan_prefix(&prefix).map(one).collect()
+    }
+
+    /// Every tag of `repository`, and what it names.
+    pub(crate) fn tagged(&self, repository: &Repository) -> Result<Vec<(String, Digest)>, RegistryError> {
+        let prefix = key(TAG, repository, &[]);
+        let one = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (found, bytes) = entry?;
+            Ok((String::from_utf8_lossy(&found[prefix.len()..]).into_owned(), digest_of(&bytes)?))
+        };
+        self.0.scan_prefix(&prefix).map(one).collect()
+    }
+
+    /// Bytes of what `repository` has.
+    pub(crate) fn usage(&self, repository: &Repository) -> Result<u64, RegistryError> {
+        let blobs: u64 = self.blobs(repository)?.iter().map(|(_, record)| record.size).sum();
+        let manifests: u64 = self.manifests(repository)?.iter().map(|(_, record)| record.size).sum();
+        Ok(blobs.saturating_add(manifests))
+    }
+
+    /// Tells each repository after `last`, in the order of their bytes, until `take` has enough. Answers whether there
+    /// are more.
+    pub(crate) fn repositories(
+        &self,
+        last: &str,
+        mut take: impl FnMut(&Repository) -> bool,
+    ) -> Result<bool, RegistryError> {
+        let mut last = last.to_owned();
+        loop {
+            // The next of each kind: past all that `last` has, which ends with a zero byte.
+            let mut next: Option<String> = None;
+            for kind in [MANIFEST, BLOB] {
+                let start = [&[kind], last.as_bytes(), &[u8::from(!last.is_empty())]].concat();
+                let Some(entry) = self.0.range(start..).next() else { continue };
+                let (found, _) = entry?;
+                if found[0] != kind {
+                    continue;
+                }
+                let name = found[1..].split(|byte| *byte == 0).next().unwrap_or_default();
+                let name = String::from_utf8_lossy(name).into_owned();
+                if next.as_ref().is_none_or(|other| name < *other) {
+                    next = Some(name);
+                }
+            }
+            let Some(name) = next else { return Ok(false) };
+            let repository = Repository::try_from(name.clone()).map_err(|_| RegistryError::Record("repository"))?;
+            if !take(&repository) {
+                return Ok(true);
+            }
+            last = name;
+        }
+    }
+
+    /// Whether some repository has `digest`.
+    pub(crate) fn is_held(&self, digest: &Digest) -> Result<bool, RegistryError> {
+        Ok(self.held(digest)? == Held::Somewhere)
+    }
+
     /// Whether anything was ever pushed to `repository` and is still there.
     pub(crate) fn has_repository(&self, repository: &Repository) -> Result<bool, RegistryError> {
         for kind in [MANIFEST, BLOB] {
@@ -234,6 +334,13 @@ fn holder(digest: &Digest, kind: u8, repository: &Repository) -> Vec<u8> {
 
 fn referrer(repository: &Repository, subject: &Digest, digest: &Digest) -> Vec<u8> {
     key(REFERRER, repository, &[subject.as_bytes().as_slice(), digest.as_bytes()].concat())
+}
+
+/// Records of before there was a time have the size alone.
+fn read_blob(bytes: &[u8]) -> Result<BlobRecord, RegistryError> {
+    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).map_err(|_| RegistryError::Record("blob"));
+    let (size, touched) = bytes.split_at_checked(8).ok_or(RegistryError::Record("blob"))?;
+    Ok(BlobRecord { size: number(size)?, touched_ms: if touched.is_empty() { 0 } else { number(touched)? } })
 }
 
 fn digest_of(bytes: &[u8]) -> Result<Digest, RegistryError> {

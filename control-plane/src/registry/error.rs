@@ -54,6 +54,10 @@ refusals! {
     in_use = CONFLICT "DENIED";
     denied = FORBIDDEN "DENIED";
     too_many = TOO_MANY_REQUESTS "TOOMANYREQUESTS";
+    over_quota = FORBIDDEN "DENIED";
+    immutable = CONFLICT "DENIED";
+    upstream = BAD_GATEWAY "UNKNOWN";
+    unauthorized_for = UNAUTHORIZED "UNAUTHORIZED";
 }
 
 impl RegistryError {

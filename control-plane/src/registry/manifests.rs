@@ -84,7 +84,7 @@ impl Outline {
     }
 
     /// What the catalog keeps of it.
-    pub(crate) fn record(self, digest: Digest, size: u64) -> ManifestRecord {
+    pub(crate) fn record(self, digest: Digest, size: u64, touched_ms: u64) -> ManifestRecord {
         let references = self.blobs.iter().chain(&self.manifests).map(|named| named.digest).collect();
         let shown = Descriptor {
             media_type: self.media_type.clone(),
@@ -94,7 +94,7 @@ impl Outline {
             annotations: self.annotations,
         };
         let subject = self.subject.map(|subject| (subject, shown));
-        ManifestRecord { media_type: self.media_type, size, references, subject }
+        ManifestRecord { media_type: self.media_type, size, references, subject, touched_ms }
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn an_image_without_artifact_type_is_of_its_configs_type() {
-        let record = read(&manifest(), None).unwrap().record(Digest::of(b"m"), 9);
+        let record = read(&manifest(), None).unwrap().record(Digest::of(b"m"), 9, 0);
         let (subject, shown) = record.subject.unwrap();
         assert_eq!(subject, Digest::of(b"{}"));
         assert_eq!((shown.artifact_type.as_deref(), shown.size), (Some(oci::EMPTY), 9));

@@ -1,5 +1,6 @@
 //! The registry's end points, one function each (distribution-spec 1.1, "Endpoints").
 
+mod authorize;
 mod lists;
 mod pull;
 mod push;
@@ -11,12 +12,15 @@ use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+
+pub(crate) use authorize::{challenge, host};
+pub(super) use push::fill;
 
 use super::target::Target;
 use super::{Reference, RegistryError};
 use crate::Parts;
-use crate::access::{Caller, OperatorId};
+use crate::access::{Action, Caller};
 use crate::disk;
 
 /// What clients of the first registry looked for.
@@ -31,6 +35,7 @@ type Queries = BTreeMap<String, String>;
 /// A request for something in the registry.
 struct Asked {
     method: Method,
+    uri: Uri,
     headers: HeaderMap,
     queries: Queries,
     caller: Caller,
@@ -43,17 +48,6 @@ impl Asked {
 
     fn query(&self, name: &str) -> Option<&str> {
         self.queries.get(name).map(String::as_str)
-    }
-
-    /// The operator who asks: nodes change nothing.
-    fn operator(&self) -> Result<OperatorId, RegistryError> {
-        match &self.caller {
-            Caller::Operator(operator) => Ok(operator.clone()),
-            Caller::Node { node, .. } => {
-                tracing::warn!(target: "audit", %node, method = %self.method, "refused: a node changes no registry");
-                Err(RegistryError::denied("a node only reads"))
-            }
-        }
     }
 }
 
@@ -75,55 +69,60 @@ pub(crate) async fn serve(
     let Ok(Query(queries)) = queries else {
         return RegistryError::query_invalid("the query can't be read").into_response();
     };
-    let asked = Asked { method: head.method, headers: head.headers, queries, caller };
+    let asked = Asked { method: head.method, uri: head.uri, headers: head.headers, queries, caller };
+    if path == authorize::TOKEN_PATH && asked.method == Method::GET {
+        return authorize::token(&parts, &asked).unwrap_or_else(IntoResponse::into_response);
+    }
     let mut answer = match Target::parse(&path) {
-        Ok(target) => dispatch(&parts, target, asked, body).await.unwrap_or_else(IntoResponse::into_response),
+        Ok(target) => dispatch(&parts, target, &asked, body).await.unwrap_or_else(IntoResponse::into_response),
         Err(error) => error.into_response(),
     };
     answer.headers_mut().insert(API_VERSION.0, API_VERSION.1);
-    answer
+    asked.challenged(answer)
 }
 
-async fn dispatch(parts: &Arc<Parts>, target: Target, asked: Asked, body: Body) -> Result<Response, RegistryError> {
-    let method = asked.method.clone();
-    let is_read = matches!(method, Method::GET | Method::HEAD);
+async fn dispatch(parts: &Arc<Parts>, target: Target, asked: &Asked, body: Body) -> Result<Response, RegistryError> {
+    let method = &asked.method;
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    if let Some(repository) = target.repository() {
+        let reads = is_read && !matches!(target, Target::Upload(..));
+        asked.check(if reads { Action::Pull } else { Action::Push }, repository)?;
+        if reads {
+            parts.mirror(&target).await?;
+        }
+    }
     match target {
         Target::Root if is_read => Ok(axum::Json(serde_json::json!({})).into_response()),
-        Target::Blob(repository, digest) if is_read => pull::blob(parts, repository, digest, &asked).await,
-        Target::Blob(repository, digest) if method == Method::DELETE => {
-            let who = asked.operator()?;
+        Target::Catalog if is_read => lists::repositories(parts, asked).await,
+        Target::Blob(repository, digest) if is_read => pull::blob(parts, repository, digest, asked).await,
+        Target::Blob(repository, digest) if *method == Method::DELETE => {
+            let who = asked.operator(Action::Delete, &repository)?;
             let (registry, name) = (Arc::clone(&parts.registry), repository.clone());
             disk::wait(move || registry.delete_blob(&name, &digest)).await?;
             parts.audit.note(&who, "blob.delete", repository, digest).await;
             Ok(StatusCode::ACCEPTED.into_response())
         }
-        Target::Uploads(repository) if method == Method::POST => push::begin(parts, repository, &asked, body).await,
-        Target::Upload(repository, id) => push::upload(parts, repository, &id, &asked, body).await,
-        Target::Manifest(repository, reference) if is_read => {
-            pull::manifest(parts, repository, reference, &asked).await
+        Target::Uploads(repository) if *method == Method::POST => push::begin(parts, repository, asked, body).await,
+        Target::Upload(repository, id) => push::upload(parts, repository, &id, asked, body).await,
+        Target::Manifest(repository, reference) if is_read => pull::manifest(parts, repository, reference, asked).await,
+        Target::Manifest(repository, reference) if *method == Method::PUT => {
+            push::manifest(parts, repository, reference, asked, body).await
         }
-        Target::Manifest(repository, reference) if method == Method::PUT => {
-            push::manifest(parts, repository, reference, &asked, body).await
-        }
-        Target::Manifest(repository, reference) if method == Method::DELETE => {
-            let who = asked.operator()?;
-            let registry = Arc::clone(&parts.registry);
-            let (name, named) = (repository.clone(), reference.clone());
-            if let Reference::Digest(digest) = &reference
-                && let Some(release) = parts.fleet.running(digest)
-            {
-                return Err(RegistryError::in_use(format!("release {release} runs it")));
-            }
+        Target::Manifest(repository, reference) if *method == Method::DELETE => {
+            let who = asked.operator(Action::Delete, &repository)?;
+            let (at, name, named) = (Arc::clone(parts), repository.clone(), reference.clone());
             disk::wait(move || match &named {
-                Reference::Digest(digest) => registry.delete_manifest(&name, digest),
-                Reference::Tag(tag) => registry.delete_tag(&name, tag),
+                Reference::Digest(digest) => {
+                    at.registry.delete_manifest(&name, digest, || at.fleet.needing(&name, digest))
+                }
+                Reference::Tag(tag) => at.registry.delete_tag(&name, tag),
             })
             .await?;
             parts.audit.note(&who, "manifest.delete", repository, reference).await;
             Ok(StatusCode::ACCEPTED.into_response())
         }
-        Target::Tags(repository) if is_read => lists::tags(parts, repository, &asked).await,
-        Target::Referrers(repository, digest) if is_read => lists::referrers(parts, repository, digest, &asked).await,
+        Target::Tags(repository) if is_read => lists::tags(parts, repository, asked).await,
+        Target::Referrers(repository, digest) if is_read => lists::referrers(parts, repository, digest, asked).await,
         _ => Err(RegistryError::unsupported(format!("{method} means nothing here"))),
     }
 }

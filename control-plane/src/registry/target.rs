@@ -18,6 +18,8 @@ pub(crate) enum Target {
     Manifest(Repository, Reference),
     Tags(Repository),
     Referrers(Repository, Digest),
+    /// `/v2/_catalog`: which repositories there are. Not of the specification, and asked for all the same.
+    Catalog,
 }
 
 /// How a manifest is named.
@@ -55,6 +57,9 @@ impl Target {
         if path.is_empty() {
             return Ok(Self::Root);
         }
+        if path == "_catalog" {
+            return Ok(Self::Catalog);
+        }
         if let Some(name) = path.strip_suffix("/tags/list") {
             return Ok(Self::Tags(repository(name)?));
         }
@@ -76,6 +81,21 @@ impl Target {
             return Ok(Self::Referrers(repository(name)?, parse_digest(last)?));
         }
         Err(no_such())
+    }
+}
+
+impl Target {
+    /// The repository that it is in.
+    pub(crate) fn repository(&self) -> Option<&Repository> {
+        match self {
+            Self::Root | Self::Catalog => None,
+            Self::Blob(name, _)
+            | Self::Uploads(name)
+            | Self::Upload(name, _)
+            | Self::Manifest(name, _)
+            | Self::Tags(name)
+            | Self::Referrers(name, _) => Some(name),
+        }
     }
 }
 

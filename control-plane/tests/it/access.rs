@@ -29,7 +29,8 @@ async fn a_stranger_gets_nothing_but_health() {
         assert!(answer.headers().contains_key("www-authenticate"), "{path}");
     }
     let challenge = stranger.get("/v2/").await;
-    assert_eq!(challenge.headers()["www-authenticate"], "Basic realm=\"selvage\"");
+    let told = challenge.headers()["www-authenticate"].to_str().unwrap();
+    assert!(told.starts_with("Bearer realm=\"https://127.0.0.1:") && told.contains("/v2/token\""), "{told}");
     assert_eq!(refusal(challenge, StatusCode::UNAUTHORIZED).await, "UNAUTHORIZED");
 }
 

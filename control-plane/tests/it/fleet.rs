@@ -28,11 +28,13 @@ async fn a_rollout_tells_of_every_node_that_is_alive() {
         app: "hello".parse().unwrap(),
         serving: Some(Serving { release: release(), manifest }),
         refused: None,
+        candidate: None,
     };
     let refused = AppStatus {
         app: "hello".parse().unwrap(),
         serving: Some(Serving { release: "hello@9".parse().unwrap(), manifest: Digest::of(b"") }),
         refused: Some(Refusal { release: release(), cause: "unsigned".into(), reason: "no signature".into() }),
+        candidate: None,
     };
     for (node, apps) in [("fra-1", vec![serving]), ("fra-2", vec![refused]), ("fra-3", vec![])] {
         world.node(node).tell(&status(node, 1, None, apps)).await;

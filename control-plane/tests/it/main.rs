@@ -3,11 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod document;
 mod fleet;
 mod freshness;
 mod garbage;
+mod joining;
 mod plans;
 mod registry;
 mod releases;
 mod restart;
+mod roles;
+mod rollouts;
+mod secrets;
 mod world;

@@ -1,5 +1,10 @@
-//! The registry as its clients use it.
+//! The registry, as OCI clients use it.
 
+mod collect;
+mod conformance;
 mod lists;
 mod manifests;
+mod mirror;
+mod rules;
+mod tokens;
 mod uploads;

@@ -1,6 +1,7 @@
 //! A control plane on a free port, an authority that it trusts, and clients of every kind.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::sync::Arc;
 
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
@@ -8,7 +9,7 @@ use rustls::{ClientConfig, RootCertStore};
 use selvage_certs::{Authority, Role, client, mutual_client, roots_of};
 use selvage_config::Digest;
 use selvage_config::app::App;
-use selvage_config::control_plane::{ControlPlaneConfig, Operator, PlanSigning};
+use selvage_config::control_plane::{ControlPlaneConfig, Operator, OperatorRole, PlanSigning, RegistryConfig};
 use selvage_config::node::IdentityFiles;
 use selvage_config::oci::{APP_CONFIG, Descriptor, MANIFEST, Manifest, WASM};
 use selvage_config::plan::{AppStatus, Status};
@@ -26,6 +27,7 @@ pub(crate) struct World {
     url: String,
     /// How it signs plans, from the next start on.
     pub(crate) plans: Option<PlanSigning>,
+    change: fn(&mut ControlPlaneConfig, &Path),
 }
 
 /// Somebody who asks.
@@ -38,12 +40,17 @@ pub(crate) struct Asker {
 
 impl World {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_, _| {}).await
+    }
+
+    /// The same with another configuration: `change` is told the directory too, at every start.
+    pub(crate) async fn start_with(change: fn(&mut ControlPlaneConfig, &Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let authority = Authority::create("test").unwrap();
+        let authority = Authority::open_or_create(&directory.path().join("ca")).unwrap();
         let identity = authority.issue_identity(&Role::ControlPlane, &[IpAddr::V4(Ipv4Addr::LOCALHOST)], &[]).unwrap();
         identity.save(directory.path().join("c.pem"), directory.path().join("k.pem")).unwrap();
         std::fs::write(directory.path().join("roots.pem"), authority.certificate_pem()).unwrap();
-        let mut world = Self { authority, directory, control_plane: None, url: String::new(), plans: None };
+        let mut world = Self { authority, directory, control_plane: None, url: String::new(), plans: None, change };
         world.resume().await;
         world
     }
@@ -55,12 +62,22 @@ impl World {
             state_dir: path("state"),
             identity: IdentityFiles { certificate: path("c.pem"), key: path("k.pem"), roots: path("roots.pem") },
             plans: self.plans.clone(),
-            operators: vec![Operator { name: "ops".into(), token_digest: Digest::of(TOKEN.as_bytes()) }],
+            operators: vec![Operator {
+                name: "ops".into(),
+                token_digest: Some(Digest::of(TOKEN.as_bytes())),
+                role: OperatorRole::Admin,
+                apps: None,
+            }],
+            authority: None,
+            sealing_key: None,
+            registry: RegistryConfig::default(),
         }
     }
 
     async fn resume(&mut self) {
-        let control_plane = ControlPlane::start(self.config()).await.unwrap();
+        let mut config = self.config();
+        (self.change)(&mut config, self.directory.path());
+        let control_plane = ControlPlane::start(config).await.unwrap();
         self.url = format!("https://{}", control_plane.address());
         self.control_plane = Some(control_plane);
     }
@@ -74,11 +91,11 @@ impl World {
         self.resume().await;
     }
 
-    fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         roots_of(&[self.authority.certificate_der()]).unwrap()
     }
 
-    fn asker(&self, mut tls: ClientConfig, token: Option<&str>) -> Asker {
+    pub(crate) fn asker(&self, mut tls: ClientConfig, token: Option<&str>) -> Asker {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let client = Client::builder().use_preconfigured_tls(tls).no_proxy().build().unwrap();
         Asker { client, url: self.url.clone(), token: token.map(str::to_owned) }
@@ -86,6 +103,15 @@ impl World {
 
     pub(crate) fn stranger(&self) -> Asker {
         self.asker(client(&self.roots()), None)
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whoever shows this token.
+    pub(crate) fn by_token(&self, token: &str) -> Asker {
+        self.asker(client(&self.roots()), Some(token))
     }
 
     /// An operator by token.
@@ -109,6 +135,11 @@ impl World {
 }
 
 impl Asker {
+    /// The same, asking somebody else.
+    pub(crate) fn at(&self, url: &str) -> Self {
+        Self { url: url.to_owned(), ..self.clone() }
+    }
+
     pub(crate) fn ask(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.client.request(method, format!("{}{path}", self.url));
         match &self.token {
@@ -204,6 +235,8 @@ pub(crate) fn status(node: &str, generation: u64, port: Option<u16>, apps: Vec<A
         admin: None,
         apps,
         plan: None,
+        load: Vec::new(),
+        labels: [].into(),
     }
 }
 

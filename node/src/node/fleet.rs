@@ -1,19 +1,33 @@
 //! Who a node is to its fleet: the mTLS identity, renewed while the node runs.
 //!
-//! A node's certificate lives for days. Whoever renews it replaces the files; every handshake from the next look on
-//! shows the new one, and no connection is disturbed. The authorities are read once.
+//! A node's certificate lives for days. The node asks the control plane for another before it ends, and writes that
+//! down; or whoever else renews it replaces the files. Every handshake from the next look on shows the new one, and no
+//! connection is disturbed. The authorities are read at the start.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::client::ResolvesClientCert;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
-use selvage_certs::{ClientAuth, FileError, Identity, mutual_client, mutual_server, roots_from_pem};
+use selvage_certs::{
+    AuthorityError, ClientAuth, Enrolment, FileError, Identity, IdentityError, mutual_client, mutual_server, peer_role,
+    roots_from_pem,
+};
+use selvage_config::NodeName;
+use selvage_config::join::{CERTIFICATE_PATH, CertificateAnswer, CertificateRequest, JOIN_BYTES_MAX};
 use selvage_config::node::IdentityFiles;
+use selvage_config::plan::NODES_PATH;
 
 use super::StartError;
+use crate::release::origin::{Origin, OriginError};
 
 /// The mTLS identity with the authorities of the fleet. Clones show the same one.
 #[derive(Clone)]
@@ -72,6 +86,35 @@ impl Fleet {
         Ok(Arc::new(config))
     }
 
+    /// Asks the control plane for another certificate if this one is near its end, and writes it down with the
+    /// authorities of the fleet as they are now. Whether there was need to.
+    pub(super) async fn renew(&self, origin: &Origin, node: &NodeName) -> Result<bool, RenewError> {
+        let identity = self.shown.0.load_full();
+        if identity.renew_after() > SystemTime::now() {
+            return Ok(false);
+        }
+        let enrolment = Enrolment::again(&identity).map_err(RenewError::Request)?;
+        let request = CertificateRequest { request: STANDARD.encode(enrolment.request()) };
+        let path = format!("{NODES_PATH}/{node}/{CERTIFICATE_PATH}");
+        let answer = origin.post(&path, &request, JOIN_BYTES_MAX as u64).await?;
+        let answer: CertificateAnswer = serde_json::from_slice(&answer).map_err(RenewError::Answer)?;
+        let chain = CertificateDer::pem_slice_iter(answer.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let renewed = enrolment.finish(chain.map_err(|_| RenewError::Certificate)?).map_err(RenewError::Identity)?;
+        // Nothing is written that would not be taken by the next start.
+        if renewed.not_after() <= identity.not_after()
+            || peer_role(&renewed.chain()[0]).ok() != peer_role(&identity.chain()[0]).ok()
+        {
+            return Err(RenewError::Certificate);
+        }
+        let files = self.files.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            renewed.save(&files.certificate, &files.key)?;
+            keep_roots(&files.roots, &answer.roots)
+        });
+        written.await.map_err(|_| RenewError::Certificate)??;
+        Ok(true)
+    }
+
     /// Reads the files again. Returns whether there was another identity. It blocks on the disk.
     pub(super) fn look(&self) -> Result<bool, FileError> {
         let identity = Identity::load(&self.files.certificate, &self.files.key)?;
@@ -81,6 +124,38 @@ impl Fleet {
         }
         Ok(is_new)
     }
+}
+
+/// Why a certificate was not renewed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RenewError {
+    #[error("make a request for a certificate")]
+    Request(#[source] AuthorityError),
+    #[error("ask for a certificate")]
+    Origin(#[from] OriginError),
+    #[error("read the answer")]
+    Answer(#[source] serde_json::Error),
+    #[error("the certificate is not one that follows this node's own")]
+    Certificate,
+    #[error("use the certificate")]
+    Identity(#[source] IdentityError),
+    #[error("write the certificate")]
+    File(#[from] FileError),
+    #[error("write the authorities")]
+    Roots(#[source] std::io::Error),
+}
+
+/// Writes the authorities that the fleet has now, if they are others. While one authority follows another there are
+/// two; what the node trusts it reads at its start.
+fn keep_roots(path: &Path, roots: &str) -> Result<(), RenewError> {
+    let is_known = std::fs::read_to_string(path).is_ok_and(|found| found == roots);
+    let has_some = CertificateDer::pem_slice_iter(roots.as_bytes()).next().is_some_and(|first| first.is_ok());
+    if is_known || !has_some {
+        return Ok(());
+    }
+    let aside = path.with_extension("partial");
+    let written = std::fs::write(&aside, roots).and_then(|()| std::fs::File::open(&aside)?.sync_all());
+    written.and_then(|()| std::fs::rename(&aside, path)).map_err(RenewError::Roots)
 }
 
 #[cfg(test)]

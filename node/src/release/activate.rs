@@ -4,6 +4,7 @@
 //! restart too, because which one that is stands on the disk. Nothing here waits for the control plane before it
 //! serves what was good.
 
+mod beside;
 mod ready;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,13 +21,15 @@ use tokio::task::JoinSet;
 
 pub use ready::{Base, ReadyError, Settings, ready};
 
+use beside::Beside;
+
 use super::fetch::{fetch, fetch_head};
 use super::ledger::Ledger;
 use super::origin::{Backoff, Origin, chain};
 use super::state::StateError;
 use super::trial::Trials;
 use super::verify::Terms;
-use crate::route::{ActiveApp, Table};
+use crate::route::ActiveApp;
 use crate::serve::Parts;
 
 /// Apps of one plan under way at once. Most of the time goes into fetching.
@@ -48,6 +51,8 @@ pub struct Report {
     pub generation: u64,
     /// What became of each app.
     pub apps: BTreeMap<AppName, AppStatus>,
+    /// The apps whose load is to be told.
+    pub watched: Vec<AppName>,
 }
 
 /// The apps of a node and what they shall become.
@@ -65,6 +70,9 @@ pub struct Activation {
     drain: Duration,
     running: BTreeMap<AppName, Running>,
     refused: BTreeMap<AppName, Refused>,
+    /// Second releases, and those that were refused.
+    beside: BTreeMap<AppName, Beside>,
+    refused_beside: BTreeMap<AppName, Refused>,
     /// The last good release of each app, as it stands on the disk or is about to.
     good: BTreeMap<AppName, Release>,
     compiling: Arc<Semaphore>,
@@ -84,6 +92,14 @@ struct Refused {
     generation: u64,
     may_pass: bool,
     refusal: Refusal,
+}
+
+impl Refused {
+    fn new(release: &Release, generation: u64, error: &ReadyError) -> Self {
+        let (cause, reason) = (error.cause().to_owned(), chain(error));
+        let refusal = Refusal { release: release.id.clone(), cause, reason };
+        Self { release: release.clone(), generation, may_pass: error.may_pass(), refusal }
+    }
 }
 
 /// Why a release is brought up.
@@ -115,6 +131,8 @@ impl Activation {
             drain,
             running: BTreeMap::new(),
             refused: BTreeMap::new(),
+            beside: BTreeMap::new(),
+            refused_beside: BTreeMap::new(),
             good: BTreeMap::new(),
             compiling: Arc::new(Semaphore::new(COMPILES_AT_ONCE)),
             draining: JoinSet::new(),
@@ -227,6 +245,7 @@ impl Activation {
                 stopped.push((release, error));
             }
         }
+        self.stop_beside_what_counts_no_more(&terms).await;
         self.verified_by = terms;
         let good_before = self.good.len();
         for (release, error) in &stopped {
@@ -248,7 +267,7 @@ impl Activation {
         let left: Vec<Running> = apps.iter().filter_map(|app| self.running.remove(app)).collect();
         if !left.is_empty() {
             let apps = self.running.values().map(|running| Arc::clone(&running.app)).collect();
-            match Table::new(apps, &self.domain) {
+            match self.table(apps) {
                 Ok(table) => self.parts.table.store(Arc::new(table)),
                 // Fewer apps than before can't claim a host twice.
                 Err(error) => tracing::error!(error = chain(&error), "table without the apps that left"),
@@ -287,10 +306,15 @@ impl Activation {
         // An app whose last good release could not be had from the disk at the start gets it now.
         let silent = self.good.iter().filter(|(app, _)| !self.running.contains_key(*app));
         self.bring_up(silent.map(|(_, release)| release.clone()).collect(), Aim::Good).await;
-        self.report
-            .send_if_modified(|report| std::mem::replace(&mut report.generation, plan.generation) != plan.generation);
+        let again = self.bring_beside(plan).await;
+        self.parts.tell_to_drain(plan.drain);
+        self.report.send_if_modified(|report| {
+            let is_news = (report.generation, &report.watched) != (plan.generation, &plan.watched);
+            (report.generation, report.watched) = (plan.generation, plan.watched.clone());
+            is_news
+        });
         self.sweep(plan).await;
-        self.refused.values().any(|refused| refused.may_pass)
+        again || self.refused.values().any(|refused| refused.may_pass)
     }
 
     fn serves(&self, release: &Release) -> bool {
@@ -382,7 +406,7 @@ impl Activation {
         let is_new = |name: &AppName| ready.iter().any(|(release, _)| release.id.app == *name);
         let others = self.running.iter().filter(|(name, _)| !is_new(name)).map(|(_, running)| &running.app);
         let apps = others.chain(ready.iter().map(|(_, app)| app)).map(Arc::clone).collect();
-        self.parts.table.store(Arc::new(Table::new(apps, &self.domain)?));
+        self.parts.table.store(Arc::new(self.table(apps)?));
         for (release, app) in ready {
             let running = Running { release: release.clone(), app: Arc::clone(app) };
             if let Some(old) = self.running.insert(release.id.app.clone(), running) {
@@ -410,9 +434,7 @@ impl Activation {
         } else {
             tracing::warn!(%app, release = %release.id, cause, reason, "release refused, the last good one stays");
         }
-        let refusal = Refusal { release: release.id.clone(), cause: cause.to_owned(), reason };
-        let may_pass = error.may_pass();
-        self.refused.insert(app.clone(), Refused { release: release.clone(), generation, may_pass, refusal });
+        self.refused.insert(app.clone(), Refused::new(release, generation, error));
         self.tell(app);
     }
 
@@ -422,8 +444,10 @@ impl Activation {
             .running
             .get(app)
             .map(|running| Serving { release: running.release.id.clone(), manifest: running.release.manifest });
-        let refused = self.refused.get(app).map(|refused| refused.refusal.clone());
-        let status = AppStatus { app: app.clone(), serving, refused };
+        let refused = self.refused.get(app).or_else(|| self.refused_beside.get(app));
+        let refused = refused.map(|refused| refused.refusal.clone());
+        let candidate = self.beside.get(app).map(Beside::serving);
+        let status = AppStatus { app: app.clone(), serving, refused, candidate };
         self.report.send_if_modified(|report| {
             let is_same = report.apps.get(app) == Some(&status);
             report.apps.insert(app.clone(), status);
@@ -484,7 +508,8 @@ impl Activation {
     /// Drops from the disk what neither the plan nor anything that serves needs.
     async fn sweep(&mut self, plan: &Plan) {
         self.leaving.retain(|(_, app)| app.strong_count() > 0);
-        let planned = plan.releases.iter().chain(self.good.values()).map(|release| release.manifest);
+        let seconds = plan.candidates.iter().map(|candidate| &candidate.release);
+        let planned = plan.releases.iter().chain(seconds).chain(self.good.values()).map(|release| release.manifest);
         let mut manifests: BTreeSet<Digest> =
             planned.chain(self.leaving.iter().map(|(manifest, _)| *manifest)).collect();
         if self.trials.retain(&manifests) {

@@ -325,13 +325,8 @@ pub(crate) mod tests {
     fn signed(snapshot: &Snapshot, key: &PrivateKey) -> Plan {
         let mut envelope = snapshot.envelope();
         envelope.sign(key).unwrap();
-        Plan {
-            node: "fra-1".parse().unwrap(),
-            generation: snapshot.version,
-            releases: vec![],
-            peers: vec![],
-            snapshot: Some(envelope),
-        }
+        let plan = Plan::new("fra-1".parse().unwrap(), snapshot.version, vec![], vec![]);
+        Plan { snapshot: Some(envelope), ..plan }
     }
 
     fn release(manifest: &[u8]) -> Release {

@@ -195,6 +195,20 @@ impl Origin {
         let response = answer(path, sending, HEAD).await?;
         if response.status().is_success() { Ok(()) } else { Err(refused(path, response).await) }
     }
+
+    /// Posts a document, and reads what is answered.
+    ///
+    /// # Errors
+    /// [`OriginError`].
+    pub async fn post(&self, path: &str, document: &impl Serialize, bytes_max: u64) -> Result<Bytes, OriginError> {
+        let sending = self.client.post(format!("{}{path}", self.base)).json(document).send();
+        let response = answer(path, sending, HEAD).await?;
+        if !response.status().is_success() {
+            return Err(refused(path, response).await);
+        }
+        let whole = timeout(WHOLE, body(path, response, bytes_max)).await;
+        whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned())))
+    }
 }
 
 async fn answer(

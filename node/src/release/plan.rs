@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use selvage_config::plan::{NODES_PATH, PLAN_BYTES_MAX, PLAN_PATH, POLL_MS_MAX, Plan, STATUS_MS, Status};
+use selvage_config::plan::{NODES_PATH, PLAN_BYTES_MAX, PLAN_PATH, POLL_MS_MAX, Plan, STATUS_MS, Status, WATCHED_MS};
 use selvage_config::root::{ROOT_BYTES_MAX, ROOTS_PATH};
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::{SNAPSHOT_PATH, SnapshotError};
@@ -94,6 +94,10 @@ fn accept(bytes: &[u8], node: &NodeName, taken: u64) -> Result<Plan, PlanError> 
     }
     if plan.releases.len() > APPS_MAX {
         return Err(PlanError::Large(plan.releases.len()));
+    }
+    let mut seconds = BTreeSet::new();
+    if let Some(twice) = plan.candidates.iter().find(|second| !seconds.insert(&second.release.id.app)) {
+        return Err(PlanError::Twice(twice.release.id.app.clone()));
     }
     let mut apps = BTreeSet::new();
     match plan.releases.iter().find(|release| !apps.insert(&release.id.app)) {
@@ -249,12 +253,14 @@ impl Course {
     }
 }
 
-/// Tells the control plane what this node runs, at every change and every [`STATUS_MS`].
+/// Tells the control plane what this node runs, at every change and every [`STATUS_MS`], or [`WATCHED_MS`] while it
+/// looks at how something does.
 pub async fn report<T>(origin: Origin, mut changes: watch::Receiver<T>, status: impl Fn(&T) -> Status) {
     let mut is_heard = true;
     loop {
         let document = status(&changes.borrow_and_update());
         let path = format!("{NODES_PATH}/{}", document.node);
+        let pause = Duration::from_millis(if document.load.is_empty() { STATUS_MS } else { WATCHED_MS });
         match origin.put(&path, &document).await {
             Ok(()) => is_heard = true,
             Err(error) => {
@@ -271,7 +277,7 @@ pub async fn report<T>(origin: Origin, mut changes: watch::Receiver<T>, status: 
                     return;
                 }
             }
-            () = tokio::time::sleep(jittered(Duration::from_millis(STATUS_MS))) => {}
+            () = tokio::time::sleep(jittered(pause)) => {}
         }
     }
 }
@@ -292,13 +298,7 @@ mod tests {
             created_ms: 1,
             created_by: "ops".into(),
         };
-        Plan {
-            node: "fra-1".parse().unwrap(),
-            generation,
-            releases: apps.iter().map(release).collect(),
-            peers: Vec::new(),
-            snapshot: None,
-        }
+        Plan::new("fra-1".parse().unwrap(), generation, apps.iter().map(release).collect(), Vec::new())
     }
 
     fn accepted(plan: &Plan, node: &str, taken: u64) -> Result<Plan, PlanError> {

@@ -341,13 +341,7 @@ mod tests {
             created_ms: 1,
             created_by: "ops".into(),
         };
-        Plan {
-            node: "fra-1".parse().unwrap(),
-            generation: 3,
-            releases: vec![release],
-            peers: Vec::new(),
-            snapshot: None,
-        }
+        Plan::new("fra-1".parse().unwrap(), 3, vec![release], Vec::new())
     }
 
     #[test]

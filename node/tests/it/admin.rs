@@ -32,6 +32,8 @@ fn status() -> Status {
         admin: None,
         apps: Vec::new(),
         plan: None,
+        load: Vec::new(),
+        labels: [].into(),
     }
 }
 

@@ -12,11 +12,12 @@ use serde_json::json;
 
 use super::Asked;
 use crate::Parts;
+use crate::access::Caller;
 use crate::disk;
 use crate::registry::RegistryError;
 use crate::registry::target::parse_digest;
 
-/// Tags on a page.
+/// Tags, or repositories, on a page.
 const TAGS_MAX: usize = 1_000;
 /// Referrers on a page.
 const REFERRERS_MAX: usize = 500;
@@ -27,10 +28,7 @@ const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied
 
 /// GET of tags (end-8).
 pub(super) async fn tags(parts: &Arc<Parts>, repository: Repository, asked: &Asked) -> Result<Response, RegistryError> {
-    let max = match asked.query("n") {
-        None => TAGS_MAX,
-        Some(text) => text.parse::<usize>().map_err(|_| RegistryError::query_invalid("n is no number"))?.min(TAGS_MAX),
-    };
+    let max = page(asked)?;
     let last = asked.query("last").unwrap_or_default().to_owned();
     if !last.is_empty() && !is_tag(&last) {
         return Err(RegistryError::query_invalid("last is no tag"));
@@ -45,6 +43,41 @@ pub(super) async fn tags(parts: &Arc<Parts>, repository: Repository, asked: &Ask
     .await?;
     let next = tags.last().filter(|_| more).map(|last| format!("/v2/{repository}/tags/list?n={max}&last={last}"));
     Ok(linked(Json(json!({ "name": repository, "tags": tags })).into_response(), next))
+}
+
+/// GET of the repositories that whoever asks may pull from.
+pub(super) async fn repositories(parts: &Arc<Parts>, asked: &Asked) -> Result<Response, RegistryError> {
+    let max = page(asked)?;
+    let last = asked.query("last").unwrap_or_default().to_owned();
+    let (registry, caller) = (Arc::clone(&parts.registry), asked.caller.clone());
+    let (names, more) = disk::wait(move || {
+        let mut names = Vec::new();
+        let more = registry.catalog.repositories(&last, |name| {
+            let fits = names.len() < max;
+            let may = match &caller {
+                Caller::Operator(operator) => operator.sees(name),
+                Caller::Node { .. } => true,
+            };
+            if fits && may {
+                names.push(name.clone());
+            }
+            fits
+        })?;
+        Ok::<_, RegistryError>((names, more))
+    })
+    .await?;
+    let next = names.last().filter(|_| more).map(|last| format!("/v2/_catalog?n={max}&last={last}"));
+    Ok(linked(Json(json!({ "repositories": names })).into_response(), next))
+}
+
+/// How many a page shall have.
+fn page(asked: &Asked) -> Result<usize, RegistryError> {
+    match asked.query("n") {
+        None => Ok(TAGS_MAX),
+        Some(text) => {
+            Ok(text.parse::<usize>().map_err(|_| RegistryError::query_invalid("n is no number"))?.min(TAGS_MAX))
+        }
+    }
 }
 
 /// GET of what refers to a manifest (end-12). A manifest that is not there has no referrers or some: both are a list.

@@ -66,13 +66,20 @@ pub(super) async fn blob(
     digest: Digest,
     asked: &Asked,
 ) -> Result<Response, RegistryError> {
-    let registry = Arc::clone(&parts.registry);
-    let (size, path) = disk::wait(move || {
-        let unknown = || RegistryError::blob_unknown(format!("{repository} has no blob {digest}"));
-        let size = registry.catalog.blob(&repository, &digest)?.ok_or_else(unknown)?;
-        Ok::<_, RegistryError>((size, registry.blobs.path(&digest)))
+    let (registry, name) = (Arc::clone(&parts.registry), repository.clone());
+    let unknown = move || RegistryError::blob_unknown(format!("{name} has no blob {digest}"));
+    let is_head = asked.method == Method::HEAD;
+    let found = disk::wait(move || {
+        // Whoever asks whether a blob is there may be about to name it in a manifest.
+        let size = if is_head {
+            registry.touch_blob(&repository, &digest)?
+        } else {
+            registry.catalog.blob(&repository, &digest)?
+        };
+        Ok::<_, RegistryError>(size.map(|size| (size, registry.blobs.path(&digest))))
     })
     .await?;
+    let (size, path) = found.ok_or_else(&unknown)?;
     let span = if asked.method == Method::GET { span(asked.header(RANGE), size) } else { Span::Whole };
     let (status, start, length) = match span {
         Span::Whole => (StatusCode::OK, 0, size),
@@ -96,7 +103,12 @@ pub(super) async fn blob(
         answer.headers_mut().insert(CONTENT_RANGE, range.parse().expect("digits are a header value"));
     }
     if asked.method == Method::GET {
-        let mut file = tokio::fs::File::open(path).await?;
+        // Between the look at the catalog and this the blob may have been deleted.
+        let gone = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => unknown(),
+            _ => error.into(),
+        };
+        let mut file = tokio::fs::File::open(path).await.map_err(gone)?;
         file.seek(SeekFrom::Start(start)).await?;
         *answer.body_mut() = Body::from_stream(ReaderStream::with_capacity(file.take(length), PIECE_BYTES));
     }

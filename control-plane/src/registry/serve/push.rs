@@ -11,7 +11,7 @@ use selvage_config::oci::{MANIFEST_BYTES_MAX, Repository};
 
 use super::{Asked, CONTENT_DIGEST, empty};
 use crate::Parts;
-use crate::access::OperatorId;
+use crate::access::{Action, OperatorId};
 use crate::body::{Incoming, whole};
 use crate::disk;
 use crate::registry::target::{parse_digest, repository as parse_repository};
@@ -30,9 +30,11 @@ pub(super) async fn begin(
     asked: &Asked,
     body: Body,
 ) -> Result<Response, RegistryError> {
-    let who = asked.operator()?;
-    if let (Some(digest), Some(from)) = (asked.query("mount"), asked.query("from")) {
-        let (digest, from) = (parse_digest(digest)?, parse_repository(from)?);
+    let who = asked.operator(Action::Push, &repository)?;
+    if let (Some(digest), Some(from)) = (asked.query("mount"), asked.query("from"))
+        && let (digest, from) = (parse_digest(digest)?, parse_repository(from)?)
+        && who.over_repository(Action::Pull, &from)
+    {
         let (registry, name) = (Arc::clone(&parts.registry), repository.clone());
         if disk::wait(move || registry.mount(&name, &from, &digest)).await? {
             parts.audit.note(&who, "blob.push", &repository, digest).await;
@@ -44,9 +46,9 @@ pub(super) async fn begin(
     check_length(asked)?;
     let registry = Arc::clone(&parts.registry);
     let name = repository.clone();
-    let mut upload = disk::wait(move || registry.uploads.begin(&name)).await?;
+    let mut upload = disk::wait(move || registry.begin(&name)).await?;
     match digest {
-        Some(digest) => match fill(upload, body).await {
+        Some(digest) => match fill(upload, Incoming::new(body)).await {
             (upload, Ok(())) => finish(parts, &who, repository, upload, digest).await,
             (upload, Err(error)) => {
                 // Nobody learns its name, so nobody could go on with it.
@@ -66,7 +68,7 @@ pub(super) async fn upload(
     asked: &Asked,
     body: Body,
 ) -> Result<Response, RegistryError> {
-    let who = asked.operator()?;
+    let who = asked.operator(Action::Push, &repository)?;
     let mut upload = parts.registry.uploads.take(&repository, id)?;
     match asked.method {
         Method::GET => Ok(progress(StatusCode::NO_CONTENT, &repository, &mut upload)),
@@ -79,7 +81,7 @@ pub(super) async fn upload(
             let Some(end) = check_range(asked, upload.written())? else {
                 return Ok(progress(StatusCode::RANGE_NOT_SATISFIABLE, &repository, &mut upload));
             };
-            let (mut upload, filled) = fill(upload, body).await;
+            let (mut upload, filled) = fill(upload, Incoming::new(body)).await;
             filled?;
             check_end(end, &mut upload)?;
             Ok(progress(StatusCode::ACCEPTED, &repository, &mut upload))
@@ -91,7 +93,7 @@ pub(super) async fn upload(
             let Some(end) = check_range(asked, upload.written())? else {
                 return Ok(progress(StatusCode::RANGE_NOT_SATISFIABLE, &repository, &mut upload));
             };
-            let (mut upload, filled) = fill(upload, body).await;
+            let (mut upload, filled) = fill(upload, Incoming::new(body)).await;
             filled?;
             check_end(end, &mut upload)?;
             finish(parts, &who, repository, upload, digest).await
@@ -101,9 +103,9 @@ pub(super) async fn upload(
 }
 
 /// Appends a body to an upload, to the end even if the client is gone: what it does to the file must be known.
-async fn fill(mut upload: Taken, body: Body) -> (Taken, Result<(), RegistryError>) {
+pub(crate) async fn fill(mut upload: Taken, body: Incoming) -> (Taken, Result<(), RegistryError>) {
     let appending = tokio::spawn(async move {
-        let result = upload.append(Incoming::new(body)).await;
+        let result = upload.append(body).await;
         (upload, result)
     });
     match appending.await {
@@ -136,7 +138,8 @@ pub(super) async fn manifest(
     asked: &Asked,
     body: Body,
 ) -> Result<Response, RegistryError> {
-    let who = asked.operator()?;
+    let who = asked.operator(Action::Push, &repository)?;
+    parts.registry.check_ours(&repository)?;
     let content_type = asked.header(CONTENT_TYPE).map(str::to_owned);
     let bytes = whole(body, MANIFEST_BYTES_MAX).await?;
     let registry = Arc::clone(&parts.registry);

@@ -67,12 +67,8 @@ impl Signed {
             created_ms: 1,
             created_by: "ops".into(),
         };
-        Plan {
-            node: "fra-1".parse().unwrap(),
-            generation: snapshot.version,
-            releases: snapshot.resources.iter().map(release).collect(),
-            peers: Vec::new(),
-            snapshot: Some(self.envelope(snapshot)),
-        }
+        let releases = snapshot.resources.iter().map(release).collect();
+        let plan = Plan::new("fra-1".parse().unwrap(), snapshot.version, releases, Vec::new());
+        Plan { snapshot: Some(self.envelope(snapshot)), ..plan }
     }
 }

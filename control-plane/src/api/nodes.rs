@@ -1,0 +1,148 @@
+//! Nodes: what they tell, what they shall run, and what operators say of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use http::StatusCode;
+use http::header::RETRY_AFTER;
+use selvage_config::NodeName;
+use selvage_config::plan::{NODES_PATH, PLAN_PATH, POLL_MS_MAX, Status};
+
+use super::{Named, Queries, Route, json};
+use crate::access::{Act, Caller, OperatorId, Peer};
+use crate::answers::{NodeAnswer, NodeRequest, Removed};
+use crate::failure::Failure;
+use crate::fleet::{Polled, Said, StatusError};
+use crate::plans::Reader;
+use crate::state::MemberRecord;
+use crate::{Parts, disk};
+
+/// Body of a status, bytes: 10,000 apps and a sentence for each.
+const STATUS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Body of what is said of a node, bytes.
+const REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// After how many seconds somebody who was turned away may ask again.
+const RETRY_SECONDS: &str = "5";
+
+pub(super) fn routes() -> Vec<Route> {
+    let node = || format!("{NODES_PATH}/{{node}}");
+    vec![
+        Route::new(("GET", NODES_PATH), "look", "Every node with what it told.", get(nodes)),
+        Route::new(("PUT", node()), "the node's own certificate", "A node tells its status.", put(status))
+            .takes("Status"),
+        Route::new(("POST", node()), "admin", "Cordons, drains, labels or revokes a node, or the contrary.", post(say))
+            .takes("NodeRequest"),
+        Route::new(("DELETE", node()), "admin", "Forgets a node that is gone.", delete(forget)),
+        Route::new(
+            ("GET", format!("{PLAN_PATH}/{{node}}")),
+            "look, or the node's own certificate",
+            "What a node shall run, once it is newer than the generation `after`; waits up to `wait_ms`.",
+            get(plan),
+        ),
+    ]
+}
+
+async fn nodes(State(parts): State<Arc<Parts>>, who: OperatorId) -> Result<Json<Vec<NodeAnswer>>, Failure> {
+    who.over_fleet(Act::Look)?;
+    Ok(Json(parts.fleet.nodes()))
+}
+
+async fn status(
+    State(parts): State<Arc<Parts>>,
+    Extension(peer): Extension<Peer>,
+    caller: Caller,
+    Named(node): Named<NodeName>,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let Caller::Node { region: own_region, node: own } = caller else {
+        return Err(Failure::new(StatusCode::FORBIDDEN, "only a node tells its status"));
+    };
+    if own != node {
+        return Err(StatusError::Node { told: node, certified: own }.into());
+    }
+    let status: Status = json(body, STATUS_BYTES_MAX).await?;
+    if status.node != own {
+        return Err(StatusError::Node { told: status.node, certified: own }.into());
+    }
+    if status.region != own_region {
+        return Err(StatusError::Region { told: status.region, certified: own_region }.into());
+    }
+    let at = Arc::clone(&parts);
+    disk::wait(move || at.fleet.tell(status, peer.address.ip())).await?;
+    parts.moves.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn say(
+    State(parts): State<Arc<Parts>>,
+    who: OperatorId,
+    Named(node): Named<NodeName>,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    who.over_fleet(Act::Administer)?;
+    let (what, said) = match json(body, REQUEST_BYTES_MAX).await? {
+        NodeRequest::Cordon => ("node.cordon", Said::Cordon),
+        NodeRequest::Uncordon => ("node.uncordon", Said::Uncordon),
+        NodeRequest::Drain => ("node.drain", Said::Drain),
+        NodeRequest::Undrain => ("node.undrain", Said::Undrain),
+        NodeRequest::Revoke => ("node.revoke", Said::Revoke),
+        NodeRequest::Labels(labels) => ("node.labels", Said::Labels(labels)),
+    };
+    let (at, name) = (Arc::clone(&parts), node.clone());
+    let (before, after) = disk::wait(move || at.fleet.say(&name, said)).await?;
+    parts.audit.note_change(&who, what, node, described(&before), described(&after)).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What is said of a node, for the audit log.
+fn described(member: &MemberRecord) -> String {
+    let labels: Vec<String> = member.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let MemberRecord { cordon, drain, revoked, .. } = member;
+    format!("cordoned {}, draining {drain}, revoked {revoked}, labels [{}]", cordon.is_some(), labels.join(" "))
+}
+
+async fn forget(
+    State(parts): State<Arc<Parts>>,
+    who: OperatorId,
+    Named(node): Named<NodeName>,
+) -> Result<Json<Removed>, Failure> {
+    who.over_fleet(Act::Administer)?;
+    let (at, name) = (Arc::clone(&parts), node.clone());
+    let generation = disk::wait(move || at.fleet.forget(&name)).await?;
+    parts.audit.note(&who, "node.forget", node, generation).await;
+    Ok(Json(Removed { generation }))
+}
+
+async fn plan(
+    State(parts): State<Arc<Parts>>,
+    caller: Caller,
+    Named(node): Named<NodeName>,
+    queries: Queries,
+) -> Result<Response, Failure> {
+    let reader = match &caller {
+        Caller::Node { node: own, .. } if *own == node => Reader::Node,
+        Caller::Node { node: own, .. } => {
+            tracing::warn!(target: "audit", who = %own, %node, "refused: a plan is read by its own node");
+            return Err(Failure::new(StatusCode::FORBIDDEN, format!("the plan of {node} is not for {own}")));
+        }
+        Caller::Operator(who) => {
+            who.over_fleet(Act::Look)?;
+            Reader::Operator
+        }
+    };
+    let after = queries.number("after")?;
+    let wait = Duration::from_millis(queries.number("wait_ms")?.unwrap_or(0).min(POLL_MS_MAX));
+    Ok(match parts.fleet.poll(&node, reader, after, wait, parts.stopping.clone()).await {
+        Polled::News(plan) => Json(plan).into_response(),
+        Polled::Nothing => StatusCode::NOT_MODIFIED.into_response(),
+        Polled::TooMany => {
+            let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "too many wait for plans");
+            ([(RETRY_AFTER, RETRY_SECONDS)], failure).into_response()
+        }
+    })
+}
