@@ -15,7 +15,7 @@ use crate::output::{Output, failure, wrong};
 /// `selvage node`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  selvage node --config /etc/selvage/node.toml\n  selvage node join fra-1 --control-plane cp.example:7400 --token-file token\n\nSIGTERM and Ctrl-C drain: no new requests, those under way may end (drain_ms)."
+    after_help = "Examples:\n  selvage node --config /etc/selvage/node.toml\n  selvage node join fra-1 --control-plane cp.example:7400 --token-file token\n\nSIGTERM and Ctrl-C drain: no new requests, those under way may end (drain_ms).\nTo replace the program: start the new one with --take-over, and the old one goes."
 )]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -25,6 +25,11 @@ pub(crate) struct Arguments {
     /// The configuration.
     #[arg(short, long, env = "SELVAGE_NODE_CONFIG", default_value = "node.toml", value_name = "FILE")]
     config: PathBuf,
+    /// Take the sockets of the node that runs with this configuration, which lets its requests end and goes
+    ///
+    /// New connections wait meanwhile, and none is refused. If none runs, this one starts as usual.
+    #[arg(long)]
+    take_over: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -40,7 +45,8 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     }
     let config = load(&arguments.config)?;
     let name = config.name.clone();
-    let node = Node::start(config).await.map_err(|error| failure("start the node", &error, None))?;
+    let started = if arguments.take_over { Node::take_over(config).await } else { Node::start(config).await };
+    let node = started.map_err(|error| failure("start the node", &error, None))?;
     let status = node.status();
     let shown = |address: Option<std::net::SocketAddr>| address.map_or("-".to_owned(), |a| a.to_string());
     let text = format!(
@@ -50,8 +56,11 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
         shown(status.admin)
     );
     output.answer(&status, text);
-    stopped().await;
-    output.progress("draining");
+    // Both branches only wait: dropping the loser loses nothing.
+    tokio::select! {
+        () = stopped() => output.progress("draining"),
+        () = node.succeeded() => output.progress("a new process has taken over; draining"),
+    }
     node.drain().await;
     Ok(ExitCode::SUCCESS)
 }

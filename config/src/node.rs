@@ -71,6 +71,10 @@ pub struct NodeConfig {
     /// On SIGTERM, how long requests under way may take to end, milliseconds. Default 30,000.
     #[serde(default = "drain_ms")]
     pub drain_ms: u64,
+    /// When a new process takes over (`selvage node --take-over`), how long requests under way may take to end,
+    /// milliseconds; new connections wait meanwhile. Not more than `drain_ms`. Default 5,000.
+    #[serde(default = "handover_ms")]
+    pub handover_ms: u64,
 }
 
 fn localhost() -> String {
@@ -83,6 +87,10 @@ fn requests_max() -> u32 {
 
 fn drain_ms() -> u64 {
     30_000
+}
+
+fn handover_ms() -> u64 {
+    5_000
 }
 
 /// Sockets of a node. Port 0 takes any free port.

@@ -3,6 +3,9 @@
 //! One task per listener accepts; each connection is a task of its own, owned by its listener's. On drain a listener
 //! accepts no more, tells its clients (GOAWAY, `connection: close`) and waits; at the deadline what is left is cut off.
 
+pub(crate) mod sockets;
+pub(crate) mod steer;
+
 mod source;
 
 mod tcp;
@@ -28,7 +31,7 @@ pub(crate) mod head;
 mod forwarded;
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +42,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::sockets::{Sockets, UdpGroup};
 use self::source::Sources;
 use crate::serve::Parts;
 
@@ -56,8 +60,6 @@ const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// QUIC connections of one listener.
 const CONNECTIONS_MAX: usize = 16_384;
-/// How often a port is tried that must be free for TCP and UDP alike.
-const PORT_TRIES_MAX: usize = 16;
 /// Seconds for which clients remember that there is HTTP/3 here.
 const ALT_SVC_SECONDS: u32 = 86_400;
 /// Time to tell QUIC clients that their connection is over.
@@ -106,8 +108,10 @@ pub struct Listeners {
     parts: Arc<Parts>,
     sources: Arc<Sources>,
     stop: CancellationToken,
-    quic: Option<quinn::Endpoint>,
+    quic: Vec<quinn::Endpoint>,
     tasks: JoinSet<()>,
+    /// Once more, for a successor.
+    sockets: Sockets,
 }
 
 impl Listeners {
@@ -116,54 +120,76 @@ impl Listeners {
     /// # Errors
     /// [`ListenError`], with nothing left open.
     pub async fn bind(options: &ListenOptions, parts: Arc<Parts>) -> Result<Self, ListenError> {
+        Self::open(options, Sockets::default(), parts).await
+    }
+
+    /// The same, on sockets of the node that ran before, as far as they are where they are wanted.
+    pub(crate) async fn open(
+        options: &ListenOptions,
+        inherited: Sockets,
+        parts: Arc<Parts>,
+    ) -> Result<Self, ListenError> {
+        let tls = match (options.https, &options.tls) {
+            (Some(_), None) => return Err(ListenError::Certificates),
+            (_, tls) => tls.as_ref(),
+        };
+        let sockets = inherited.bind(options)?;
         let mut listeners = Self {
             https: None,
             http: None,
             sources: Arc::new(Sources::new(&parts.front)),
-            parts: Arc::clone(&parts),
+            parts,
             stop: CancellationToken::new(),
-            quic: None,
+            quic: Vec::new(),
             tasks: JoinSet::new(),
+            sockets: Sockets::default(),
         };
-        if let Some(address) = options.https {
-            let tls = options.tls.as_ref().ok_or(ListenError::Certificates)?;
-            listeners.open_https(address, tls, &parts).await?;
+        if let (Some(listener), Some(tls)) = (&sockets.https, tls) {
+            listeners.https = Some(listeners.open_https(listener, sockets.quic.as_ref(), tls)?);
         }
-        if let Some(address) = options.http {
-            let listener = bind_tcp(address).await?;
-            listeners.http = Some(local_address(&listener, address)?);
-            let (stop, sources) = (listeners.stop.clone(), Arc::clone(&listeners.sources));
+        if let Some(listener) = &sockets.http {
+            let (listener, local) = listening(listener)?;
+            listeners.http = Some(local);
+            let (parts, sources) = (Arc::clone(&listeners.parts), Arc::clone(&listeners.sources));
             let listening = tcp::Listening { kind: tcp::Kind::Plain, parts, sources };
-            listeners.tasks.spawn(tcp::accept(listener, listening, stop));
+            listeners.tasks.spawn(tcp::accept(listener, listening, listeners.stop.clone()));
         }
+        listeners.sockets = sockets;
         Ok(listeners)
     }
 
-    async fn open_https(
+    fn open_https(
         &mut self,
-        address: SocketAddr,
+        tcp: &std::net::TcpListener,
+        udp: Option<&UdpGroup>,
         front: &FrontTls,
-        parts: &Arc<Parts>,
-    ) -> Result<(), ListenError> {
+    ) -> Result<SocketAddr, ListenError> {
         let alpn: &[&[u8]] = &[b"h2", b"http/1.1"];
         let tls = front_server(front, alpn, front.versions).map_err(ListenError::Tls)?;
         let h3 = front_server(front, &[b"h3"], TlsVersions::Only13).map_err(ListenError::Tls)?;
         let quic = quic::server_config(h3, &front.secret)?;
-        let (listener, socket) = bind_both(address).await?;
-        let local = local_address(&listener, address)?;
-        let unbound = |source| ListenError::Bind { address: local, transport: "UDP", source };
-        let endpoint = quic::endpoint(quic, &front.secret, socket).map_err(unbound)?;
+        let (listener, local) = listening(tcp)?;
         let alt_svc = format!("h3=\":{}\"; ma={ALT_SVC_SECONDS}", local.port());
         let alt_svc = HeaderValue::try_from(alt_svc).expect("digits and ASCII text");
         let kind = tcp::Kind::Tls { acceptor: TlsAcceptor::from(tls), alt_svc };
-        let sources = Arc::clone(&self.sources);
-        self.tasks.spawn(quic::accept(endpoint.clone(), Arc::clone(parts), sources, self.stop.clone()));
-        let sources = Arc::clone(&self.sources);
-        let listening = tcp::Listening { kind, parts: Arc::clone(parts), sources };
+        let (parts, sources) = (Arc::clone(&self.parts), Arc::clone(&self.sources));
+        let listening = tcp::Listening { kind, parts, sources };
         self.tasks.spawn(tcp::accept(listener, listening, self.stop.clone()));
-        self.https = Some(local);
-        self.quic = Some(endpoint);
-        Ok(())
+        if let Some(udp) = udp {
+            let unbound = |source| ListenError::Bind { address: local, transport: "UDP", source };
+            self.quic = quic::endpoints(&quic, &front.secret, udp).map_err(unbound)?;
+        }
+        for endpoint in &self.quic {
+            let (parts, sources) = (Arc::clone(&self.parts), Arc::clone(&self.sources));
+            let most = CONNECTIONS_MAX / self.quic.len();
+            self.tasks.spawn(quic::accept(endpoint.clone(), most, (parts, sources), self.stop.clone()));
+        }
+        Ok(local)
+    }
+
+    /// The sockets, for a successor.
+    pub(crate) fn sockets(&self) -> &Sockets {
+        &self.sockets
     }
 
     /// Where https is, over TCP and UDP alike.
@@ -179,6 +205,8 @@ impl Listeners {
     /// Accepts no more, lets what is under way end until `deadline`, and cuts off the rest.
     pub async fn drain(mut self, deadline: Instant) {
         self.parts.begin_drain();
+        // If nobody else has them, the system refuses connections as soon as those who accept let go.
+        self.sockets = Sockets::default();
         self.stop.cancel();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         let in_time = tokio::time::timeout_at(deadline.into(), all).await;
@@ -186,33 +214,17 @@ impl Listeners {
             tracing::warn!("requests were cut off at the end of the drain");
         }
         self.tasks.shutdown().await;
-        if let Some(endpoint) = self.quic.take() {
+        for endpoint in self.quic {
             endpoint.close(h3::Code::NoError.into(), b"");
             let _ = tokio::time::timeout(FAREWELL_MAX, endpoint.wait_idle()).await;
         }
     }
 }
 
-async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    let failed = |source| ListenError::Bind { address, transport: "TCP", source };
-    TcpListener::bind(address).await.map_err(failed)
-}
-
-fn local_address(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, ListenError> {
-    listener.local_addr().map_err(|source| ListenError::Bind { address: asked, transport: "TCP", source })
-}
-
-/// One port for TCP and UDP. With port 0 the system chooses for TCP, and may choose one that is taken for UDP.
-async fn bind_both(address: SocketAddr) -> Result<(TcpListener, UdpSocket), ListenError> {
-    let mut tries = if address.port() == 0 { PORT_TRIES_MAX } else { 1 };
-    loop {
-        let listener = bind_tcp(address).await?;
-        let local = local_address(&listener, address)?;
-        tries -= 1;
-        match UdpSocket::bind(local) {
-            Ok(socket) => return Ok((listener, socket)),
-            Err(source) if tries == 0 => return Err(ListenError::Bind { address: local, transport: "UDP", source }),
-            Err(_) => {}
-        }
-    }
+/// A listener for tasks, and where it is.
+fn listening(listener: &std::net::TcpListener) -> Result<(TcpListener, SocketAddr), ListenError> {
+    let address = listener.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+    let opened = listener.try_clone().and_then(TcpListener::from_std);
+    let opened = opened.map_err(|source| ListenError::Bind { address, transport: "TCP", source })?;
+    Ok((opened, address))
 }

@@ -6,6 +6,7 @@
 mod check;
 mod error;
 mod fleet;
+mod handover;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -31,13 +32,16 @@ use tokio::task::{JoinHandle, JoinSet};
 
 pub use check::check;
 pub use error::StartError;
+pub use handover::HandoverError;
 
 use self::fleet::Fleet;
+use self::handover::{Offer, take_over};
 
 use crate::admin::{Admin, AdminParts};
 use crate::engine::{EngineError, EngineOptions, Engines, machine};
 use crate::host::outbound::Egress;
 use crate::jwt::KeyFetcher;
+use crate::listen::sockets::Sockets;
 use crate::listen::{ListenOptions, Listeners};
 use crate::metrics::Metrics;
 use crate::release::activate::{Activation, Base, Report, Settings, ready};
@@ -76,6 +80,10 @@ pub struct Node {
     admin: Option<Admin>,
     report: watch::Receiver<Report>,
     drain: Duration,
+    /// How long requests may take to end when a successor waits.
+    handover: Duration,
+    /// The sockets for a successor.
+    offer: Option<Offer>,
     tasks: JoinSet<()>,
     /// Without a control plane nobody else holds it, and nothing new is planned.
     _plans: Option<watch::Sender<Option<Arc<Plan>>>>,
@@ -137,7 +145,21 @@ impl Node {
     /// # Errors
     /// [`StartError`]; then nothing is left running.
     pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
+        Box::pin(Self::begin(config, false)).await
+    }
+
+    /// The same, with the sockets of the node that runs with this state directory, if one does: it is told to go, and has
+    /// gone when this returns. What is wrong with the configuration is found before that.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing of this node is left running.
+    pub async fn take_over(config: NodeConfig) -> Result<Self, StartError> {
+        Box::pin(Self::begin(config, true)).await
+    }
+
+    async fn begin(config: NodeConfig, takes_over: bool) -> Result<Self, StartError> {
         let drain = Duration::from_millis(config.drain_ms);
+        let handover = Duration::from_millis(config.handover_ms).min(drain);
         let fleet = config.identity.as_ref().map(Fleet::load).transpose()?;
         let reload = certificates(&config.certificates, config.tls.provider)?;
         let secret = config.tls.secret.as_deref().map_or_else(own_secret, |path| Ok(FrontSecret::load(path)?))?;
@@ -153,6 +175,11 @@ impl Node {
             config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
         let engines = start_engines(options);
         let state = State::open(&config.state_dir)?;
+        if takes_over {
+            // What is wrong with the trust is found before the other node goes.
+            ledger(&config.trust, &state)?;
+        }
+        let inherited = if takes_over { predecessors(&config.state_dir).await? } else { Sockets::default() };
         let ledger = ledger(&config.trust, &state)?;
         let revoked = ledger.as_ref().map(Ledger::revoked).unwrap_or_default();
         let terms = Terms::new(policy, revoked);
@@ -171,7 +198,8 @@ impl Node {
 
         let tls = reload.as_ref().map(|reload| front_tls(reload, &config.tls, secret));
         let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls };
-        let listeners = Listeners::bind(&options, Arc::clone(&parts)).await?;
+        let listeners = Listeners::open(&options, inherited, Arc::clone(&parts)).await?;
+        let offer = offer(&config.state_dir, &listeners, handover);
         let addresses = Addresses {
             https: listeners.https_addr(),
             http: listeners.http_addr(),
@@ -217,7 +245,20 @@ impl Node {
                 tasks.spawn(plan::watch(origin, course));
             }
         }
-        Ok(Self { me, parts, kv, listeners, admin, report, drain, tasks, _plans: held, _temporary: None })
+        Ok(Self {
+            me,
+            parts,
+            kv,
+            listeners,
+            admin,
+            report,
+            drain,
+            handover,
+            offer,
+            tasks,
+            _plans: held,
+            _temporary: None,
+        })
     }
 
     /// Runs one app from this machine: no control plane, no peers, no signature.
@@ -282,6 +323,8 @@ impl Node {
             admin: None,
             report: watch::channel(Report::default()).1,
             drain: UP_DRAIN,
+            handover: UP_DRAIN,
+            offer: None,
             tasks,
             _plans: None,
             _temporary: temporary,
@@ -303,11 +346,27 @@ impl Node {
         &self.kv
     }
 
-    /// Ends it: nothing new comes in, what is under way may end in `drain_ms`, and the KV is closed last.
+    /// Waits until a successor has taken the sockets. Then it is time to drain.
+    pub async fn succeeded(&self) {
+        match &self.offer {
+            Some(offer) => offer.taken().cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends it: nothing new comes in, what is under way may end in `drain_ms`, and the KV is closed last. A successor that
+    /// has the sockets is waited for no longer than `handover_ms`.
     pub async fn drain(mut self) {
         self.parts.begin_drain();
+        let mut time = self.drain;
+        if let Some(offer) = &mut self.offer {
+            if offer.taken().is_cancelled() {
+                time = self.handover;
+            }
+            offer.withdraw().await;
+        }
         self.tasks.shutdown().await;
-        self.listeners.drain(Instant::now() + self.drain).await;
+        self.listeners.drain(Instant::now() + time).await;
         if let Some(admin) = self.admin {
             // Operators may watch the drain to its end.
             admin.drain(Instant::now() + ADMIN_DRAIN).await;
@@ -321,8 +380,30 @@ impl Node {
                 tokio::time::sleep(RELEASE_LOOK).await;
             }
         };
-        let _ = tokio::time::timeout(RELEASE_MAX, released).await;
+        let released = tokio::time::timeout(RELEASE_MAX, released).await.is_ok();
+        drop(self.kv);
+        if let Some(offer) = self.offer {
+            offer.let_go(released);
+        }
     }
+}
+
+/// The sockets of the node that ran before.
+async fn predecessors(state_dir: &Path) -> Result<Sockets, StartError> {
+    let state_dir = state_dir.to_owned();
+    let taken = tokio::task::spawn_blocking(move || take_over(&state_dir)).await?;
+    Ok(taken.map_err(StartError::Handover)?.unwrap_or_default())
+}
+
+/// Offers the sockets to a successor. A node that can't do so serves all the same.
+fn offer(state_dir: &Path, listeners: &Listeners, handover: Duration) -> Option<Offer> {
+    // `drain` takes a little longer than its requests.
+    let goes_within = handover + ADMIN_DRAIN + RELEASE_MAX;
+    let sockets =
+        listeners.sockets().try_clone().map_err(|error| tracing::warn!(%error, "sockets can't be handed over"));
+    Offer::open(state_dir, sockets.ok()?, goes_within)
+        .map_err(|error| tracing::warn!(error = chain(&error), "sockets can't be handed over"))
+        .ok()
 }
 
 impl Me {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Output;
 
+use selvage_certs::Authority;
 use selvage_config::Digest;
 
 use crate::program::{Serving, finish, selvage, well};
@@ -11,7 +12,7 @@ use crate::program::{Serving, finish, selvage, well};
 pub(crate) struct Fleet {
     directory: tempfile::TempDir,
     control_plane: Serving,
-    _node: Serving,
+    node: Option<Serving>,
 }
 
 impl Fleet {
@@ -53,17 +54,22 @@ impl Fleet {
         let control_plane = Serving::start(selvage().arg("control-plane").current_dir(directory.path()));
         let address = control_plane.told["address"].as_str().unwrap().to_owned();
         run(&["certs", "operator", "alice", "--control-plane", &format!("https://{address}")]);
+        let front = Authority::create("front").unwrap();
+        write("front-ca.pem", front.certificate_pem().to_owned());
+        let certificate = front.issue_server(&["hello.localhost".into()], &[]).unwrap();
+        certificate.save(directory.path().join("front.pem"), directory.path().join("front.key")).unwrap();
         write(
             "node.toml",
             format!(
                 "name = \"fra-1\"\nregion = \"fra\"\nstate_dir = \"node\"\n\
-             [listen]\nhttp = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{}\n\
+             [listen]\nhttp = \"127.0.0.1:0\"\nhttps = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{}\n\
+             [[certificates]]\ncertificate = \"front.pem\"\nkey = \"front.key\"\n\
              [control_plane]\naddress = \"{address}\"\n[trust]\nkeys = [\"release.pub\"]\nroot = \"root-1.json\"\nlegacy_signatures = true\n",
                 identity("node-fra-1")
             ),
         );
         let node = Serving::start(selvage().arg("node").current_dir(directory.path()));
-        let fleet = Self { directory, control_plane, _node: node };
+        let fleet = Self { directory, control_plane, node: Some(node) };
         fleet.wait_for_node();
         fleet
     }
@@ -73,6 +79,18 @@ impl Fleet {
         while !well("nodes", &self.selvage(&["nodes"])).contains("fra-1") {
             assert!(began.elapsed().as_secs() < 30, "the node did not report");
         }
+    }
+
+    /// Replaces the node by a process that takes over from it. Returns the one before.
+    pub(crate) fn take_over(&mut self) -> Serving {
+        let mut next = selvage();
+        let next = Serving::start(next.args(["node", "--take-over"]).current_dir(self.directory.path()));
+        self.node.replace(next).unwrap()
+    }
+
+    /// Where the node answers.
+    pub(crate) fn front(&self) -> String {
+        self.node.as_ref().unwrap().told["front"].as_str().unwrap().to_owned()
     }
 
     /// A file of the fleet.

@@ -11,5 +11,6 @@ mod peers;
 mod program;
 mod refusals;
 mod root;
+mod takeover;
 mod up;
 mod verify;

@@ -22,7 +22,7 @@ fn python() -> Option<String> {
     let python = std::env::var("SELVAGE_TEST_PYTHON").ok();
     assert!(python.is_some() || std::env::var_os("CI").is_none(), "CI needs SELVAGE_TEST_PYTHON: see .ci/tools");
     if python.is_none() {
-        skipped("a Python with curl_cffi");
+        skipped("a Python with curl_cffi and aioquic");
     }
     python
 }
@@ -62,6 +62,7 @@ fn other_peoples_clients_reach_every_node_of_a_demo() {
     }
     if let Some(python) = python() {
         http3(&demo, &python);
+        aioquic(&demo, &python);
     }
     kv(&demo);
     let Demo { serving, _directory } = demo;
@@ -90,6 +91,55 @@ assert int(answer.http_version) == int(CurlHttpVersion.V3), answer.http_version
 ";
     for node in 0..3 {
         well("curl_cffi over HTTP/3", &finish(Command::new(python).args(["-c", script, &demo.front(node), demo.ca()])));
+    }
+}
+
+/// aioquic is a third one, and strict.
+fn aioquic(demo: &Demo, python: &str) {
+    let script = "
+import asyncio, ssl, sys
+from urllib.parse import urlparse
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.h3.connection import H3_ALPN, H3Connection
+from aioquic.h3.events import DataReceived, HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+
+class Client(QuicConnectionProtocol):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.http, self.answers = H3Connection(self._quic), {}
+
+    def quic_event_received(self, event):
+        for part in self.http.handle_event(event):
+            fields, body, done = self.answers[part.stream_id]
+            if isinstance(part, HeadersReceived):
+                fields.update(part.headers)
+            elif isinstance(part, DataReceived):
+                body.extend(part.data)
+            if part.stream_ended:
+                done.set_result(None)
+
+    async def get(self, url):
+        stream = self._quic.get_next_available_stream_id()
+        self.answers[stream] = ({}, bytearray(), asyncio.get_running_loop().create_future())
+        head = [(b':method', b'GET'), (b':scheme', b'https'), (b':authority', url.netloc.encode()), (b':path', b'/')]
+        self.http.send_headers(stream, head, end_stream=True)
+        self.transmit()
+        await self.answers[stream][2]
+        return self.answers[stream][:2]
+
+async def main():
+    url = urlparse(sys.argv[1])
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, cafile=sys.argv[2], server_name=url.hostname)
+    async with connect('127.0.0.1', url.port, configuration=configuration, create_protocol=Client) as client:
+        for fields, body in await asyncio.gather(*(client.get(url) for _ in range(20))):
+            assert fields[b':status'] == b'200' and b'Hello' in body, (fields, body)
+
+asyncio.run(asyncio.wait_for(main(), 60))
+";
+    for node in 0..3 {
+        well("aioquic", &finish(Command::new(python).args(["-c", script, &demo.front(node), demo.ca()])));
     }
 }
 

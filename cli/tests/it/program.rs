@@ -71,6 +71,11 @@ impl Serving {
         format!("{}{path}", self.told["url"].as_str().unwrap())
     }
 
+    /// Waits until it ends by itself; whether it ended well.
+    pub(crate) fn end(mut self) -> bool {
+        self.child.wait().unwrap().success()
+    }
+
     /// Asks it to stop and waits; whether it ended well.
     pub(crate) fn stop(mut self) -> bool {
         terminate(&self.child);

@@ -58,7 +58,7 @@ impl Multiplexed for Connection {
             // The head goes out whole or, as far as the server can tell, not at all.
             unsent: matches!(error, StreamError::ConnectionError { .. } | StreamError::RemoteClosing { .. }),
         })?;
-        let failed = |error: StreamError| Failure { kind: kind_of(&error), unsent: false };
+        let failed = |error: StreamError| Failure { kind: kind_of(&error), unsent: is_rejected(&error) };
         if !body.is_empty() {
             stream.send_data(body).await.map_err(failed)?;
         }
@@ -80,6 +80,11 @@ impl fmt::Debug for Connection {
 
 fn no_error() -> VarInt {
     VarInt::from_u64(Code::H3_NO_ERROR.value()).unwrap_or_default()
+}
+
+/// RFC 9114 4.1.1: the server did nothing with the request.
+fn is_rejected(error: &StreamError) -> bool {
+    matches!(error, StreamError::RemoteTerminate { code, .. } if *code == Code::H3_REQUEST_REJECTED)
 }
 
 fn kind_of(error: &StreamError) -> ErrorKind {

@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::sockets::UdpGroup;
 use super::source::{Sources, Transport};
-use super::{
-    CONNECTION_WINDOW_BYTES, CONNECTIONS_MAX, HANDSHAKE_MAX, ListenError, STREAM_WINDOW_BYTES, STREAMS_MAX, h3,
-};
+use super::steer::Ids;
+use super::{CONNECTION_WINDOW_BYTES, HANDSHAKE_MAX, ListenError, STREAM_WINDOW_BYTES, STREAMS_MAX, h3};
 use crate::serve::Parts;
 
 /// RFC 9114 8.1: the client asks too much.
@@ -35,6 +35,8 @@ const INCOMING_BYTES: (u64, u64) = (64 * 1024, 16 * 1024 * 1024);
 const UNPROVEN_MAX: usize = 100;
 /// Handshakes that begin in one second from which on it must.
 const UNPROVEN_PER_SECOND_MAX: u32 = 1_000;
+/// How long handshakes are still taken after the end was announced.
+const ACCEPT_GRACE: Duration = Duration::from_millis(250);
 /// Bytes of a handshake that came out of order. A client's is a few hundred.
 const CRYPTO_BYTES_MAX: usize = 8 * 1024;
 
@@ -60,23 +62,38 @@ pub(super) fn server_config(tls: Arc<rustls::ServerConfig>, secret: &FrontSecret
     Ok(config)
 }
 
-/// QUIC on a socket.
-pub(super) fn endpoint(config: ServerConfig, secret: &FrontSecret, socket: UdpSocket) -> io::Result<Endpoint> {
-    let of_endpoint = EndpointConfig::new(Arc::new(secret.quic_reset_key()));
-    Endpoint::new(of_endpoint, Some(config), socket, Arc::new(TokioRuntime))
+/// An endpoint on each socket of a group that takes new connections.
+pub(super) fn endpoints(config: &ServerConfig, secret: &FrontSecret, group: &UdpGroup) -> io::Result<Vec<Endpoint>> {
+    let (half, shards) = (group.active(), group.shards());
+    let endpoint = |(shard, socket): (u8, &UdpSocket)| {
+        let mut of_endpoint = EndpointConfig::new(Arc::new(secret.quic_reset_key()));
+        of_endpoint.cid_generator(move || Box::new(Ids::new(half, shard, shards)));
+        Endpoint::new(of_endpoint, Some(config.clone()), socket.try_clone()?, Arc::new(TokioRuntime))
+    };
+    (0..).zip(group.active_sockets()).map(endpoint).collect()
 }
 
-/// Accepts until `stop`, then waits for the connections to end.
-pub(super) async fn accept(endpoint: Endpoint, parts: Arc<Parts>, sources: Arc<Sources>, stop: CancellationToken) {
+/// Accepts until `stop`, then waits for the connections to end. It holds so many at most.
+pub(super) async fn accept(
+    endpoint: Endpoint,
+    connections_max: usize,
+    (parts, sources): (Arc<Parts>, Arc<Sources>),
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
     let unproven = Arc::new(AtomicUsize::new(0));
     let mut rate = Rate::default();
+    // Handshakes that had reached this endpoint when it was told to stop are still taken: a successor never sees them.
+    let mut over = std::pin::pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(ACCEPT_GRACE).await;
+    });
     loop {
         // Every branch may be dropped: an unaccepted handshake stays in the endpoint.
         tokio::select! {
-            () = stop.cancelled() => break,
+            () = &mut over => break,
             Some(_) = connections.join_next() => {}
-            incoming = endpoint.accept(), if connections.len() < CONNECTIONS_MAX => {
+            incoming = endpoint.accept(), if connections.len() < connections_max => {
                 let Some(incoming) = incoming else { break };
                 let crowded = rate.is_high(Instant::now()) || unproven.load(Ordering::Relaxed) >= UNPROVEN_MAX;
                 if crowded && !incoming.remote_address_validated() {

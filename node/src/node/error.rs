@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use selvage_certs::{FileError, RandomError, ReloadError, TlsError};
 use selvage_sync::{KvError, OpenError};
 
+use super::handover::HandoverError;
 use crate::admin::AdminError;
 use crate::engine::EngineError;
 use crate::host::outbound::EgressError;
@@ -20,6 +21,9 @@ use crate::release::verify::PolicyError;
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The node that runs did not hand over.
+    #[error("take over from the node that runs")]
+    Handover(#[source] HandoverError),
     /// A control plane is configured, and no identity to show it.
     #[error("control_plane needs an identity")]
     Identity,

@@ -162,15 +162,13 @@ impl Connection {
     }
 
     /// A request's stream was opened.
-    async fn take(&mut self, mut send: quinn::SendStream, mut receive: quinn::RecvStream) -> anyhow::Result<()> {
+    async fn take(&mut self, send: quinn::SendStream, receive: quinn::RecvStream) -> anyhow::Result<()> {
         let id = u64::from(quinn::VarInt::from(send.id()));
         self.count += 1;
         if let Leaving::Told { first_refused } = self.leaving
             && id >= first_refused
         {
-            // RFC 9114 5.2: not begun, so that the client may send it to somebody else. Fails only if it gave up.
-            let _ = send.reset(Code::RequestRejected.into());
-            let _ = receive.stop(Code::RequestRejected.into());
+            reject(send, receive);
             return Ok(());
         }
         self.next = id + STREAM_STEP;
@@ -231,18 +229,34 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits until the last answer has arrived, and a moment longer for the client to go by itself.
+    /// Waits until the last answer has arrived, and a moment longer for the client to go by itself. What it asks for
+    /// meanwhile is refused in so many words: a closed connection would leave it in doubt.
     async fn linger(&mut self) {
         while self.requests.join_next().await.is_some() {}
-        let quic = &self.shared.quic;
-        while let Some(oldest) = self.shared.undelivered() {
-            let slow = self.pace.is_too_slow(Instant::now(), Some(oldest), quic.stats().udp_tx.bytes);
-            if slow || timeout(LINGER_LOOK, quic.closed()).await.is_ok() {
-                return;
+        let quic = self.shared.quic.clone();
+        let mut arrived = Instant::now();
+        loop {
+            let now = Instant::now();
+            match self.shared.undelivered() {
+                Some(oldest) if self.pace.is_too_slow(now, Some(oldest), quic.stats().udp_tx.bytes) => return,
+                Some(_) => arrived = now,
+                None if now.saturating_duration_since(arrived) >= LINGER => return,
+                None => {}
+            }
+            // Either may be dropped: a stream that is not accepted stays in the connection.
+            match timeout(LINGER_LOOK, quic.accept_bi()).await {
+                Ok(Ok((send, receive))) => reject(send, receive),
+                Ok(Err(_)) => return,
+                Err(_) => {}
             }
         }
-        let _ = timeout(LINGER, quic.closed()).await;
     }
+}
+
+/// RFC 9114 5.2: not begun, so that the client may send it to somebody else. Fails only if that gave up.
+fn reject(mut send: quinn::SendStream, mut receive: quinn::RecvStream) {
+    let _ = send.reset(Code::RequestRejected.into());
+    let _ = receive.stop(Code::RequestRejected.into());
 }
 
 /// How old a connection may get: not all that came at once should go at once.

@@ -18,7 +18,7 @@ pub(super) struct Client {
     pub(super) sender: SendRequest<h3_quinn::OpenStreams, Bytes>,
     pub(super) quic: quinn::Connection,
     pub(super) ended: tokio::task::JoinHandle<ConnectionError>,
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
 }
 
 /// What an answer brought: status, fields, body.
@@ -37,7 +37,7 @@ pub(super) async fn connect(front: &Front) -> Client {
     let connection = h3_quinn::Connection::new(quic.clone());
     let (mut driver, sender) = ::h3::client::builder().send_grease(false).build(connection).await.unwrap();
     let ended = tokio::spawn(async move { driver.wait_idle().await });
-    Client { sender, quic, ended, _endpoint: endpoint }
+    Client { sender, quic, ended, endpoint }
 }
 
 pub(super) async fn ask(client: &mut Client, request: http::Request<()>) -> Result<Answer, StreamError> {
@@ -96,4 +96,15 @@ async fn the_rules_of_a_head_hold_here_too() {
     let head = http::Request::head("https://hello.edge.test/").body(()).unwrap();
     let (_, fields, body) = ask(&mut client, head).await.unwrap();
     assert_eq!((&fields["content-length"], body.as_slice()), (&"5".parse().unwrap(), &b""[..]));
+}
+
+#[tokio::test]
+async fn a_client_that_moves_to_another_address_keeps_its_connection() {
+    let front = Front::start().await;
+    let mut client = connect(&front).await;
+    for _ in 0..5 {
+        assert_eq!(ask(&mut client, request("https://hello.edge.test/")).await.unwrap().0, 200);
+        client.endpoint.rebind(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+    }
+    assert_eq!(client.quic.close_reason(), None);
 }

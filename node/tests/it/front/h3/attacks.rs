@@ -1,5 +1,7 @@
 //! Clients that want more than their share: each one ends with little memory and little time spent on it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::raw::{Outcome, Raw, frame, get, integer};
 use super::*;
 
@@ -121,5 +123,58 @@ async fn heads_that_are_never_whole_have_a_bound_together() {
     let refused = streams.iter_mut().map(|(send, _)| Box::pin(send.stopped()));
     let (code, _, _) = timeout(PATIENCE, futures_util::future::select_all(refused)).await.unwrap();
     assert_eq!(code.unwrap(), Some(VarInt::from_u32(0x107)));
+    assert_eq!(raw.ask(&get("/")).await, Outcome::Status(200));
+}
+
+/// Carries packets to the node, counted, and none back. Returns how many bytes went each way when a Retry came back.
+async fn one_way(relay: tokio::net::UdpSocket, node: SocketAddr, carried: Arc<AtomicUsize>) -> (usize, usize) {
+    let out = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    out.connect(node).await.unwrap();
+    let (mut there, mut back, mut is_retry) = (0, 0, false);
+    let (mut to, mut from) = (vec![0; 2_048], vec![0; 2_048]);
+    while !is_retry {
+        tokio::select! {
+            got = relay.recv(&mut to) => {
+                let length = got.unwrap();
+                there += length;
+                out.send(&to[..length]).await.unwrap();
+                carried.fetch_add(1, Ordering::Relaxed);
+            }
+            got = out.recv(&mut from) => {
+                let length = got.unwrap();
+                back += length;
+                // RFC 9000 17.2.5: a long header of type 3.
+                is_retry = from[0] & 0xb0 == 0xb0;
+            }
+        }
+    }
+    (there, back)
+}
+
+#[tokio::test]
+async fn many_handshakes_that_nobody_ends_make_clients_show_their_addresses() {
+    let front = Front::start().await;
+    let relay = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = relay.local_addr().unwrap();
+    let carried = Arc::new(AtomicUsize::new(0));
+    let relayed = tokio::spawn(one_way(relay, front.https(), Arc::clone(&carried)));
+    let crypto = Arc::new(QuicClientConfig::try_from(front.client(b"h3")).unwrap());
+    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    // Each endpoint of the node bears a hundred.
+    let count = 130 * std::thread::available_parallelism().unwrap().get();
+    let mut open = Vec::new();
+    while open.len() < count && !relayed.is_finished() {
+        let config = quinn::ClientConfig::new(Arc::<QuicClientConfig>::clone(&crypto));
+        let before = carried.load(Ordering::Relaxed);
+        open.push(endpoint.connect_with(config, address, HOST).unwrap());
+        // More at once would not fit into the relay's socket.
+        while carried.load(Ordering::Relaxed) == before && !relayed.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
+    let (there, back) = timeout(PATIENCE, relayed).await.expect("no Retry").unwrap();
+    assert!(back <= there * 3, "{back} bytes for {there}: RFC 9000 8.1");
+    // Whoever shows its address is served.
+    let (raw, _control) = Raw::connect(&front).await;
     assert_eq!(raw.ask(&get("/")).await, Outcome::Status(200));
 }
