@@ -231,7 +231,7 @@ impl Node {
             tasks.spawn(look_at_certificates(reload, parts.metrics.clone()));
         }
         if let Some(fleet) = fleet {
-            tasks.spawn(look_at_identity(fleet, origin.clone(), me.name.clone()));
+            tasks.spawn(fleet.look_after(origin.clone(), me.name.clone()));
         }
         tasks.spawn(look_at_policy(config.trust.clone(), terms.clone(), seen));
         let mut held = None;
@@ -462,27 +462,6 @@ async fn look_at_certificates(mut reload: Reload, metrics: Metrics) {
             Ok(Reloaded::Unchanged) => {}
             Ok(Reloaded::Changed) => tracing::info!("new certificates"),
             Err(error) => tracing::error!(error = chain(&error), "certificates can't be used, the old ones stay"),
-        }
-    }
-}
-
-/// Sees to it that there is a new identity in time, and takes it as it comes. A bad one is told, and the old one stays.
-async fn look_at_identity(fleet: Fleet, origin: Option<Origin>, node: NodeName) {
-    loop {
-        tokio::time::sleep(CERTIFICATES_LOOK).await;
-        if let Some(origin) = &origin {
-            match fleet.renew(origin, &node).await {
-                Ok(false) => {}
-                Ok(true) => tracing::info!("the control plane gave another certificate"),
-                Err(error) => tracing::warn!(error = chain(&error), "the certificate is not renewed yet"),
-            }
-        }
-        let looking = fleet.clone();
-        match tokio::task::spawn_blocking(move || looking.look()).await {
-            Ok(Ok(false)) => {}
-            Ok(Ok(true)) => tracing::info!("new identity"),
-            Ok(Err(error)) => tracing::error!(error = chain(&error), "identity can't be used, the old one stays"),
-            Err(_) => return,
         }
     }
 }

@@ -26,8 +26,8 @@ use selvage_config::join::{CERTIFICATE_PATH, CertificateAnswer, CertificateReque
 use selvage_config::node::IdentityFiles;
 use selvage_config::plan::NODES_PATH;
 
-use super::StartError;
-use crate::release::origin::{Origin, OriginError};
+use super::{CERTIFICATES_LOOK, StartError};
+use crate::release::origin::{Origin, OriginError, chain};
 
 /// The mTLS identity with the authorities of the fleet. Clones show the same one.
 #[derive(Clone)]
@@ -113,6 +113,28 @@ impl Fleet {
         });
         written.await.map_err(|_| RenewError::Certificate)??;
         Ok(true)
+    }
+
+    /// Sees to it that there is a new identity in time, and takes it as it comes. A bad one is told, and the old one
+    /// stays.
+    pub(super) async fn look_after(self, origin: Option<Origin>, node: NodeName) {
+        loop {
+            tokio::time::sleep(CERTIFICATES_LOOK).await;
+            if let Some(origin) = &origin {
+                match self.renew(origin, &node).await {
+                    Ok(false) => {}
+                    Ok(true) => tracing::info!("the control plane gave another certificate"),
+                    Err(error) => tracing::warn!(error = chain(&error), "the certificate is not renewed yet"),
+                }
+            }
+            let looking = self.clone();
+            match tokio::task::spawn_blocking(move || looking.look()).await {
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => tracing::info!("new identity"),
+                Ok(Err(error)) => tracing::error!(error = chain(&error), "identity can't be used, the old one stays"),
+                Err(_) => return,
+            }
+        }
     }
 
     /// Reads the files again. Returns whether there was another identity. It blocks on the disk.
