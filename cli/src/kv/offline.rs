@@ -70,7 +70,7 @@ pub(crate) fn run(action: Action, output: Output) -> Result<ExitCode, Report> {
         Action::Migrate { dir, to } => {
             let carried = offline::migrate(&dir, to, progress(output, "checked"));
             let carried = carried.map_err(|error| wrong(&format!("migrate {}", dir.display()), &error))?;
-            told(output, &carried, format!("kept by {to} now: set engine = \"{to}\" under [kv] in node.toml"));
+            told(output, &carried, &format!("kept by {to} now: set engine = \"{to}\" under [kv] in node.toml"));
         }
         Action::Export { dir, file } => {
             let out = File::create_new(&file);
@@ -85,14 +85,14 @@ pub(crate) fn run(action: Action, output: Output) -> Result<ExitCode, Report> {
                 let _ = fs::remove_file(&file);
                 wrong(&format!("export {}", dir.display()), &error)
             })?;
-            told(output, &carried, format!("exported to {}", file.display()));
+            told(output, &carried, &format!("exported to {}", file.display()));
         }
         Action::Import { dir, engine, file } => {
             let input = File::open(&file);
             let input = input.map_err(|error| failure(&format!("open {}", file.display()), &error, None))?;
             let carried = offline::import(&dir, engine, BufReader::new(input), progress(output, "imported"));
             let carried = carried.map_err(|error| wrong(&format!("import {}", file.display()), &error))?;
-            told(output, &carried, format!("imported into {}", dir.display()));
+            told(output, &carried, &format!("imported into {}", dir.display()));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -121,7 +121,7 @@ fn check(dir: &Path, output: Output) -> Result<ExitCode, Report> {
     Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn told(output: Output, carried: &Carried, what: String) {
+fn told(output: Output, carried: &Carried, what: &str) {
     let Carried { rows, damaged, bytes } = carried;
     let document = json!({ "rows": rows, "damaged": damaged, "bytes": bytes, "done": what });
     output.answer(&document, format!("{rows} rows, {bytes} bytes, {damaged} damaged\n{what}"));
