@@ -1,4 +1,4 @@
-;; Reads and writes its store `default` with a key of 1 MiB and writes a value of 16 MiB. Traps unless each is refused as an
+;; Reads and writes its store `default` with a key of 1 MiB and writes a value of 26 MiB. Traps unless each is refused as an
 ;; error; then lists what stands behind such a key, which is nothing, and answers 204.
 (component $guest
   (import "wasi:keyvalue/store@0.2.0-draft2" (instance $keyvalue
@@ -60,7 +60,7 @@
   (alias export $http "response-outparam" (type $response-outparam))
 
   (core module $memory-module
-    (memory (export "memory") 300)
+    (memory (export "memory") 440)
     ;; Strings are few and short: nothing is ever freed.
     (global $free (mut i32) (i32.const 4096))
     (func (export "realloc") (param $old i32) (param $old-size i32) (param $align i32) (param $size i32) (result i32)
@@ -81,7 +81,7 @@
   (core func $list (canon lower (func $keyvalue "[method]bucket.list-keys") (memory $shared) (realloc $realloc)))
 
   (core module $main-module
-    (import "memory" "memory" (memory 300))
+    (import "memory" "memory" (memory 440))
     (import "host" "fields-new" (func $fields-new (result i32)))
     (import "host" "response-new" (func $response-new (param $headers i32) (result i32)))
     (import "host" "set-status" (func $set-status (param $response i32) (param $status i32) (result i32)))
@@ -113,7 +113,7 @@
 
     (func (export "handle") (param $request i32) (param $out i32)
       (local $bucket i32)
-      (memory.fill (i32.const 65536) (i32.const 120) (i32.const 0x1000000))
+      (memory.fill (i32.const 65536) (i32.const 120) (i32.const 0x1A00000))
       (call $open (i32.const 1024) (i32.const 7) (i32.const 0))
       (if (i32.load8_u (i32.const 0)) (then unreachable))
       (local.set $bucket (i32.load (i32.const 4)))
@@ -121,7 +121,7 @@
       (call $refused)
       (call $set (local.get $bucket) (i32.const 65536) (i32.const 0x100000) (i32.const 65536) (i32.const 1) (i32.const 0))
       (call $refused)
-      (call $set (local.get $bucket) (i32.const 65536) (i32.const 1) (i32.const 65536) (i32.const 0x1000000) (i32.const 0))
+      (call $set (local.get $bucket) (i32.const 65536) (i32.const 1) (i32.const 65536) (i32.const 0x1A00000) (i32.const 0))
       (call $refused)
       (call $list (local.get $bucket) (i32.const 1) (i32.const 65536) (i32.const 0x100000) (i32.const 0))
       (if (i32.load8_u (i32.const 0)) (then unreachable))

@@ -121,7 +121,7 @@ async fn values_are_written_and_read_as_they_are() {
 async fn what_can_not_be_stored_is_refused_with_a_hint() {
     let (_directory, parts) = parts().await;
     let admin = Admin::bind(any(), None, parts).await.unwrap();
-    let large = vec![0; selvage_sync::entry::VALUE_BYTES_MAX + 1];
+    let large = vec![0; selvage_sync::store::LARGE_BYTES_MAX + 1];
     for (method, path, body, want) in [
         ("PUT", "/kv/hello/default/k".to_owned(), large, 413),
         ("PUT", format!("/kv/hello/default/{}", "k".repeat(1_025)), vec![], 413),
