@@ -19,8 +19,17 @@ impl Fleet {
     /// The registry token of the operator `ci`.
     pub(crate) const TOKEN: &str = "a-token-of-a-test";
 
-    /// Sets everything up and starts it.
+    /// Sets everything up and starts it. The node is reached without TLS.
     pub(crate) fn start() -> Self {
+        Self::with_listeners("http = \"127.0.0.1:0\"")
+    }
+
+    /// The same with a node that is reached by TLS and HTTP/3 too, by the name `hello.localhost` under `front-ca.pem`.
+    pub(crate) fn start_with_tls() -> Self {
+        Self::with_listeners("http = \"127.0.0.1:0\"\nhttps = \"127.0.0.1:0\"")
+    }
+
+    fn with_listeners(listeners: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let run = |arguments: &[&str]| {
             let mut command = selvage();
@@ -62,7 +71,7 @@ impl Fleet {
             "node.toml",
             format!(
                 "name = \"fra-1\"\nregion = \"fra\"\nstate_dir = \"node\"\n\
-             [listen]\nhttp = \"127.0.0.1:0\"\nhttps = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{}\n\
+             [listen]\n{listeners}\nadmin = \"127.0.0.1:0\"\n{}\n\
              [[certificates]]\ncertificate = \"front.pem\"\nkey = \"front.key\"\n\
              [control_plane]\naddress = \"{address}\"\n[trust]\nkeys = [\"release.pub\"]\nroot = \"root-1.json\"\nlegacy_signatures = true\n",
                 identity("node-fra-1")

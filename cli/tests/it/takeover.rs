@@ -13,7 +13,7 @@ const LOAD_BEGINS: Duration = Duration::from_secs(3);
 
 #[test]
 fn a_new_process_takes_over_and_no_connection_is_refused() {
-    let mut fleet = Fleet::start();
+    let mut fleet = Fleet::start_with_tls();
     let source = example("hello").display().to_string();
     let pushed = fleet.selvage(&["push", "-f", &source, "-o", "json"]);
     well("push", &pushed);
