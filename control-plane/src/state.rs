@@ -7,8 +7,9 @@ mod records;
 mod seal;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use selvage_config::snapshot::Revoked;
@@ -23,6 +24,10 @@ pub(crate) use seal::Seal;
 
 /// Memory for pages of the database, bytes.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// How long a database is waited for that a control plane which is ending still holds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 const GENERATION: &[u8] = b"generation";
 const REVOKED: &[u8] = b"revoked";
@@ -36,6 +41,8 @@ const JOIN: &[u8] = b"join/";
 pub(crate) enum StateError {
     #[error("use the database")]
     Database(#[from] sled::Error),
+    #[error("{0} is open in another process: one directory has one control plane")]
+    Busy(PathBuf),
     #[error("read record {key:?} of the database")]
     Record {
         key: String,
@@ -52,6 +59,11 @@ pub(crate) enum StateError {
     Malformed { key: String },
 }
 
+/// Whether somebody has the database open. The library has no kind of its own for it.
+fn is_held(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
 /// The database of apps and nodes.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -65,7 +77,15 @@ impl State {
     /// Opens the database in `directory`, or makes it.
     pub(crate) fn open(directory: &Path, seal: Seal) -> Result<Self, StateError> {
         // Nothing is flushed by a clock: every change waits for its own flush.
-        let database = sled::Config::new().path(directory).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
+        let config = sled::Config::new().path(directory).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+        let begun = Instant::now();
+        let database = loop {
+            match config.open() {
+                Err(error) if is_held(&error) && begun.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_PAUSE),
+                Err(error) if is_held(&error) => return Err(StateError::Busy(directory.to_owned())),
+                opened => break opened?,
+            }
+        };
         let tree = database.open_tree("fleet")?;
         Ok(Self { database, tree, seal })
     }
@@ -189,6 +209,23 @@ mod tests {
     use selvage_config::release::Release;
 
     use super::*;
+
+    #[test]
+    fn a_database_that_somebody_is_about_to_close_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("db");
+        let open = || State::open(&place, Seal::open(&directory.path().join("sealing.key")).unwrap());
+        let before = open().unwrap();
+        std::thread::scope(|scope| {
+            let next = scope.spawn(open);
+            std::thread::sleep(4 * LOCK_PAUSE);
+            assert!(!next.is_finished());
+            drop(before);
+            next.join().unwrap().unwrap();
+        });
+        let _held = open().unwrap();
+        assert!(matches!(open(), Err(StateError::Busy(at)) if at == place));
+    }
 
     #[test]
     fn records_are_read_as_they_were_saved() {
