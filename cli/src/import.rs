@@ -9,9 +9,7 @@ use miette::Report;
 use reqwest::Method;
 use reqwest::header::ACCEPT;
 use selvage_config::app::{APP_BYTES_MAX, App};
-use selvage_config::oci::{
-    APP_CONFIG, APP_FILE, Descriptor, MANIFEST, Manifest, Repository, SPIN_LOCK, TITLE, WASM, is_tag,
-};
+use selvage_config::oci::{APP_FILE, Descriptor, MANIFEST, Manifest, Repository, SPIN_LOCK, TITLE, WASM, is_tag};
 use selvage_config::spin_lock::{self, SpinApp};
 use selvage_config::{AppName, Digest};
 
@@ -129,13 +127,5 @@ fn manifest_of(
             add(*digest, APP_FILE, path)?;
         }
     }
-    Ok(Manifest {
-        schema_version: 2,
-        media_type: Some(MANIFEST.to_owned()),
-        artifact_type: Some(APP_CONFIG.to_owned()),
-        config: Descriptor::of(APP_CONFIG, config),
-        layers: layers.into_values().collect(),
-        subject: None,
-        annotations: BTreeMap::new(),
-    })
+    Ok(Manifest::of_app(config, layers.into_values()))
 }

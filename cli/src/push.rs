@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use bytes::Bytes;
 use miette::Report;
 use selvage_config::bundle::Bundle;
-use selvage_config::oci::{APP_CONFIG, APP_FILE, Descriptor, MANIFEST, Manifest, Repository, TITLE, WASM, is_tag};
+use selvage_config::oci::{APP_FILE, Descriptor, Manifest, Repository, TITLE, WASM, is_tag};
 use selvage_config::{AppName, Digest};
 use serde::Serialize;
 
@@ -110,15 +110,7 @@ fn manifest_of(bundle: &Bundle, config: &[u8]) -> Manifest {
             add(*digest, APP_FILE, path);
         }
     }
-    Manifest {
-        schema_version: 2,
-        media_type: Some(MANIFEST.to_owned()),
-        artifact_type: Some(APP_CONFIG.to_owned()),
-        config: Descriptor::of(APP_CONFIG, config),
-        layers: layers.into_values().collect(),
-        subject: None,
-        annotations: BTreeMap::new(),
-    }
+    Manifest::of_app(config, layers.into_values())
 }
 
 #[cfg(test)]

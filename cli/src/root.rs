@@ -165,7 +165,7 @@ pub(crate) fn first_root(
 ) -> Result<Envelope, Report> {
     let issued_ms = now_ms();
     let expires_ms = issued_ms.saturating_add(terms.days.saturating_mul(DAY_MS));
-    let root = Root { namespace, version: 1, issued_ms, expires_ms, threshold: terms.threshold, keys, plan_keys };
+    let root = Root { issued_ms, expires_ms, threshold: terms.threshold, ..Root::initial(namespace, keys, plan_keys) };
     root.envelope().map_err(|error| wrong(error.to_string(), Some("see `selvage root --help`")))
 }
 

@@ -96,6 +96,19 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// The manifest of an app: its document, and every file that the document names.
+    pub fn of_app(document: &[u8], layers: impl IntoIterator<Item = Descriptor>) -> Self {
+        Self {
+            schema_version: 2,
+            media_type: Some(MANIFEST.to_owned()),
+            artifact_type: Some(APP_CONFIG.to_owned()),
+            config: Descriptor::of(APP_CONFIG, document),
+            layers: layers.into_iter().collect(),
+            subject: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
     /// Whether it is an app as `spin registry push` writes it: its lock file is a layer, or in older ones the config.
     pub fn is_spin(&self) -> bool {
         std::iter::once(&self.config).chain(&self.layers).any(|blob| blob.media_type == SPIN_LOCK)

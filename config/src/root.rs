@@ -95,6 +95,13 @@ pub enum RootError {
 }
 
 impl Root {
+    /// A fleet's first root, which nobody has signed. It never ends, and two of its keys, or the only one,
+    /// sign the next.
+    pub fn initial(namespace: String, keys: Vec<PublicKey>, plan_keys: Vec<PublicKey>) -> Self {
+        let (issued_ms, expires_ms) = (0, u64::MAX);
+        Self { namespace, version: 1, issued_ms, expires_ms, threshold: keys.len().min(2), keys, plan_keys }
+    }
+
     /// Reads what an envelope holds, signed or not.
     ///
     /// # Errors
@@ -198,15 +205,9 @@ mod tests {
     }
 
     fn root(keys: &Keys, version: u64) -> Root {
-        Root {
-            namespace: "test".into(),
-            version,
-            issued_ms: 1,
-            expires_ms: 2,
-            threshold: 2,
-            keys: keys.0.iter().map(PrivateKey::public).collect(),
-            plan_keys: vec![keys.1.public()],
-        }
+        let public = keys.0.iter().map(PrivateKey::public).collect();
+        let root = Root::initial("test".into(), public, vec![keys.1.public()]);
+        Root { version, issued_ms: 1, expires_ms: 2, threshold: 2, ..root }
     }
 
     fn signed<'k>(root: &Root, by: impl IntoIterator<Item = &'k PrivateKey>) -> Envelope {

@@ -363,15 +363,7 @@ mod tests {
     fn signer(lifetime_s: u64) -> (tempfile::TempDir, Result<Signer, SignerError>, PrivateKey) {
         let dir = tempfile::tempdir().unwrap();
         let (offline, key) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
-        let root = Root {
-            namespace: "test".into(),
-            version: 1,
-            issued_ms: 0,
-            expires_ms: u64::MAX,
-            threshold: 1,
-            keys: vec![offline.public()],
-            plan_keys: vec![key.public()],
-        };
+        let root = Root::initial("test".into(), vec![offline.public()], vec![key.public()]);
         let mut envelope = root.envelope().unwrap();
         envelope.sign(&offline).unwrap();
         let paths = (dir.path().join("plan.key"), dir.path().join("root-1.json"));

@@ -15,15 +15,7 @@ use crate::world::{World, app, json_of};
 async fn signing() -> (World, Root) {
     let mut world = World::start().await;
     let (offline, key) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
-    let root = Root {
-        namespace: "test".into(),
-        version: 1,
-        issued_ms: 0,
-        expires_ms: u64::MAX,
-        threshold: 1,
-        keys: vec![offline.public()],
-        plan_keys: vec![key.public()],
-    };
+    let root = Root::initial("test".into(), vec![offline.public()], vec![key.public()]);
     let mut envelope = root.envelope().unwrap();
     envelope.sign(&offline).unwrap();
     let path = |name: &str| world.directory.path().join(name);

@@ -289,15 +289,9 @@ pub(crate) mod tests {
         pub(crate) fn new() -> Self {
             let make = || PrivateKey::generate().unwrap();
             let (offline, key) = ([make(), make()], make());
-            let root = Root {
-                namespace: "test".into(),
-                version: 1,
-                issued_ms: 0,
-                expires_ms: 1_000_000,
-                threshold: 2,
-                keys: offline.iter().map(PrivateKey::public).collect(),
-                plan_keys: vec![key.public()],
-            };
+            let root =
+                Root::initial("test".into(), offline.iter().map(PrivateKey::public).collect(), vec![key.public()]);
+            let root = Root { expires_ms: 1_000_000, ..root };
             Self { offline, key, root }
         }
 

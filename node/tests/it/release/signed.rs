@@ -21,15 +21,7 @@ impl Signed {
     pub(super) fn new() -> Self {
         let make = || PrivateKey::generate().unwrap();
         let (offline, key) = ([make(), make()], make());
-        let root = Root {
-            namespace: "test".into(),
-            version: 1,
-            issued_ms: 0,
-            expires_ms: u64::MAX,
-            threshold: 2,
-            keys: offline.iter().map(PrivateKey::public).collect(),
-            plan_keys: vec![key.public()],
-        };
+        let root = Root::initial("test".into(), offline.iter().map(PrivateKey::public).collect(), vec![key.public()]);
         Self { offline, key, root }
     }
 
