@@ -63,8 +63,8 @@ fn lifetime_s() -> u64 {
     86_400
 }
 
-/// Someone who may look or change things, by token or by an operator certificate of the same name. An operator
-/// certificate whose name is not here may do everything: whoever holds the authority's key made it so.
+/// Someone who may look or change things, by token or by an operator certificate of the same name. A certificate whose
+/// name is not here opens nothing.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Operator {

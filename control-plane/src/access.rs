@@ -148,7 +148,7 @@ impl Access {
     fn caller(&self, role: Option<&Role>, headers: &HeaderMap, kind: Kind) -> Option<Caller> {
         match role {
             Some(Role::Node { region, node }) => Some(Caller::Node { region: region.clone(), node: node.clone() }),
-            Some(Role::Operator { name }) => Some(Caller::Operator(self.certified(name.as_str()))),
+            Some(Role::Operator { name }) => self.certified(name.as_str()).map(Caller::Operator),
             // The control plane has no business with itself: its key in other hands opens nothing here.
             Some(Role::ControlPlane) => None,
             None => {
@@ -163,9 +163,10 @@ impl Access {
         self.operators.iter().find(|operator| operator.name == name)
     }
 
-    fn certified(&self, name: &str) -> OperatorId {
-        let rights = self.named(name).map_or_else(Rights::all, Rights::of);
-        OperatorId { name: name.to_owned(), proof: CERTIFICATE, rights }
+    /// Who is named no more has no rights left, however long the certificate lasts.
+    fn certified(&self, name: &str) -> Option<OperatorId> {
+        let rights = Rights::of(self.named(name)?);
+        Some(OperatorId { name: name.to_owned(), proof: CERTIFICATE, rights })
     }
 
     fn by_token(&self, value: &HeaderValue, kind: Kind) -> Option<OperatorId> {
@@ -188,7 +189,7 @@ impl Access {
     fn by_registry_token(&self, text: &str) -> Option<OperatorId> {
         let Claims { name, by_certificate, scopes, .. } = self.tokens.read(text, now_ms())?;
         let whose = if by_certificate {
-            self.certified(&name)
+            self.certified(&name)?
         } else {
             let operator = self.named(&name)?;
             OperatorId { name, proof: TOKEN, rights: Rights::of(operator) }
@@ -241,7 +242,7 @@ pub(crate) async fn authenticate(State(parts): State<Arc<Parts>>, mut request: R
         }
         Kind::Api => {
             let failure = Failure::new(StatusCode::UNAUTHORIZED, "who are you?")
-                .hint("show an operator's token as Authorization: Bearer, or a certificate of the fleet");
+                .hint("show an operator's token as Authorization: Bearer, or the certificate of an operator who stands under [[operators]]");
             (failure.into_response(), HeaderValue::from_static("Bearer realm=\"selvage\""))
         }
     };
@@ -351,5 +352,14 @@ mod tests {
         let node = Role::Node { region: "fra".parse().unwrap(), node: "fra-1".parse().unwrap() };
         assert!(matches!(access().caller(Some(&node), &headers, Kind::Api), Some(Caller::Node { .. })));
         assert_eq!(access().caller(Some(&Role::ControlPlane), &headers, Kind::Api), None);
+    }
+
+    #[test]
+    fn an_operators_certificate_counts_while_its_name_is_there() {
+        let role = |name: &str| Role::Operator { name: name.parse().unwrap() };
+        let asks = |access: &Access| access.caller(Some(&role("ada")), &HeaderMap::new(), Kind::Api);
+        assert!(matches!(asks(&access()), Some(Caller::Operator(ada)) if ada.name() == "ada"));
+        let without = Access::new(Vec::new(), Tokens::new(&[1; KEY_BYTES]));
+        assert_eq!(asks(&without), None);
     }
 }

@@ -24,6 +24,8 @@ use crate::root::{RootTerms, first_root, save_root};
 
 /// Where the demo's nodes stand.
 const REGIONS: [&str; 3] = ["fra", "iad", "sin"];
+/// Who the demo's commands are.
+const OPERATOR: &str = "demo";
 /// Names that the front's certificate is good for: a client such as curl takes no wildcard right below `localhost`.
 const NAMES: [&str; 8] = [
     "localhost",
@@ -114,7 +116,7 @@ impl Fleet {
             save(&identity.map_err(|error| failure("issue an identity", &error, None))?, &certs, stem)
         };
         issue(&Role::ControlPlane, "control-plane")?;
-        let operator = "demo"
+        let operator = OPERATOR
             .parse()
             .map_err(|error| failure("name the operator", &error as &selvage_certs::OperatorNameError, None))?;
         let operator = authority.issue_identity(&Role::Operator { name: operator }, &[], &[]);
@@ -282,6 +284,7 @@ async fn start_control_plane(directory: &Path, listen: SocketAddr) -> Result<Con
     let text = format!(
         "listen = \"{listen}\"\nstate_dir = \"state\"\n\n[identity]\ncertificate = \"../certs/control-plane.pem\"\n\
          key = \"../certs/control-plane.key\"\nroots = \"../certs/ca.pem\"\n\n\
+         [[operators]]\nname = \"{OPERATOR}\"\n\n\
          [plans]\nkey = \"../certs/plan.key\"\nroots = [\"../certs/root-1.json\"]\n"
     );
     written(&path, &text)?;

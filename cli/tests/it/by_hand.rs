@@ -56,7 +56,7 @@ impl Fleet {
         write(
             "control-plane.toml",
             format!(
-                "listen = \"127.0.0.1:0\"\nstate_dir = \"control-plane\"\nauthority = \"certs\"\n{}\n[[operators]]\nname = \"ci\"\ntoken_digest = \"{digest}\"\n[plans]\nkey = \"plan.key\"\nroots = [\"root-1.json\"]\n",
+                "listen = \"127.0.0.1:0\"\nstate_dir = \"control-plane\"\nauthority = \"certs\"\n{}\n[[operators]]\nname = \"alice\"\n[[operators]]\nname = \"ci\"\ntoken_digest = \"{digest}\"\n[plans]\nkey = \"plan.key\"\nroots = [\"root-1.json\"]\n",
                 identity("control-plane")
             ),
         );

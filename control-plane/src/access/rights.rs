@@ -52,11 +52,6 @@ pub(crate) struct Rights {
 }
 
 impl Rights {
-    /// Whoever the authority vouches for and the configuration does not limit.
-    pub(crate) fn all() -> Self {
-        Self { role: OperatorRole::Admin, apps: None, scopes: None }
-    }
-
     pub(crate) fn of(operator: &Operator) -> Self {
         Self { role: operator.role, apps: operator.apps.clone(), scopes: None }
     }
@@ -152,7 +147,7 @@ mod tests {
         let reader = rights(OperatorRole::Read, None).scoped(vec![scope(&[Action::Pull, Action::Push])]);
         assert!(reader.over_repository(Action::Pull, &repository));
         assert!(!reader.over_repository(Action::Push, &repository));
-        let admin = Rights::all().scoped(vec![scope(&[Action::Pull])]);
+        let admin = Rights { role: OperatorRole::Admin, apps: None, scopes: None }.scoped(vec![scope(&[Action::Pull])]);
         assert!(!admin.over_repository(Action::Push, &repository));
         assert!(!admin.over_repository(Action::Pull, &"other".parse().unwrap()));
         assert!(!admin.over_fleet(Act::Look) && !admin.over_app(Act::Look, &"hello".parse().unwrap()));

@@ -62,6 +62,15 @@ async fn an_operators_certificate_is_as_good_as_a_token() {
 }
 
 #[tokio::test]
+async fn the_certificate_of_an_operator_who_is_named_no_more_opens_nothing() {
+    let world = World::start().await;
+    let eve = world.by_certificate(&Role::Operator { name: "eve".parse().unwrap() });
+    for path in ["/api/v1/apps", "/api/v1/nodes", "/v2/apps/hello/manifests/v1"] {
+        assert_eq!(eve.get(path).await.status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_control_planes_certificate_opens_nothing() {
     let world = World::start().await;
     let other = world.by_certificate(&Role::ControlPlane);

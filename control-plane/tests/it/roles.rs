@@ -18,6 +18,7 @@ fn operators(config: &mut ControlPlaneConfig, _: &Path) {
         role,
         apps: apps.map(|apps| apps.iter().map(|app| app.parse().unwrap()).collect()),
     };
+    config.operators.retain(|operator| operator.name != "ada");
     config.operators.extend([
         operator("reader", OperatorRole::Read, None),
         operator("deployer", OperatorRole::Deploy, Some(&["hello"])),

@@ -62,12 +62,14 @@ impl World {
             state_dir: path("state"),
             identity: IdentityFiles { certificate: path("c.pem"), key: path("k.pem"), roots: path("roots.pem") },
             plans: self.plans.clone(),
-            operators: vec![Operator {
-                name: "ops".into(),
-                token_digest: Some(Digest::of(TOKEN.as_bytes())),
-                role: OperatorRole::Admin,
-                apps: None,
-            }],
+            operators: [("ops", Some(Digest::of(TOKEN.as_bytes()))), ("ada", None)]
+                .map(|(name, token_digest)| Operator {
+                    name: name.into(),
+                    token_digest,
+                    role: OperatorRole::Admin,
+                    apps: None,
+                })
+                .into(),
             authority: None,
             sealing_key: None,
             registry: RegistryConfig::default(),

@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{State, StateError};
 
+/// Most revoked things that are remembered. Nothing is forgotten to make place: a thief of a plan key could fill it.
+const REMEMBERED_MAX: usize = 2 * REVOKED_MAX;
+
 /// What stands on the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -175,9 +178,14 @@ impl Ledger {
         self.inner().taken.as_ref().is_some_and(|taken| taken.lists(release))
     }
 
-    /// All that was ever revoked.
+    /// All that was ever revoked, as far as it is remembered, and what the newest snapshot revokes.
     pub fn revoked(&self) -> Revoked {
-        self.inner().kept.revoked.clone()
+        let inner = self.inner();
+        let mut revoked = inner.kept.revoked.clone();
+        if let Some(taken) = &inner.taken {
+            revoked.extend(&taken.revoked);
+        }
+        revoked
     }
 
     /// The newest root's version.
@@ -236,11 +244,14 @@ impl Inner {
     fn take(&mut self, snapshot: Snapshot, envelope: Envelope) {
         self.kept.floor = snapshot.version;
         self.kept.plan_keys = self.root.plan_keys.iter().map(PublicKey::id).collect();
-        if self.kept.revoked.len() + snapshot.revoked.len() <= 2 * REVOKED_MAX {
-            self.kept.revoked.extend(&snapshot.revoked);
+        let mut revoked = self.kept.revoked.clone();
+        revoked.extend(&snapshot.revoked);
+        if revoked.len() <= REMEMBERED_MAX {
+            self.kept.revoked = revoked;
         } else {
-            tracing::error!("too much was revoked: what this snapshot adds is not remembered beyond it");
-            self.kept.revoked = snapshot.revoked.clone();
+            tracing::error!(
+                "too much was revoked: what this snapshot adds counts while it lasts, and is not remembered"
+            );
         }
         // A younger signature of one version must not shorten its time.
         let is_longer = self
@@ -392,6 +403,25 @@ pub(crate) mod tests {
         let older = signed(&fleet.snapshot(1, 4_100), &fleet.key).snapshot.unwrap();
         assert!(!ledger.refresh(&older, 5_000).unwrap());
         assert_eq!(ledger.status(5_000).expires_ms, 5_500);
+    }
+
+    #[test]
+    fn nothing_revoked_is_forgotten_to_make_place_for_more() {
+        let (fleet, dir) = (Fleet::new(), tempfile::tempdir().unwrap());
+        let ledger = fleet.ledger(dir.path());
+        let revoke = |version: u64, identities: std::ops::Range<usize>| {
+            let identities = identities.map(|number| number.to_string()).collect();
+            let snapshot =
+                Snapshot { revoked: Revoked { identities, ..Revoked::default() }, ..fleet.snapshot(version, 10) };
+            ledger.accept(&signed(&snapshot, &fleet.key), 20).unwrap();
+        };
+        revoke(1, 0..REVOKED_MAX);
+        revoke(2, REVOKED_MAX..REMEMBERED_MAX);
+        revoke(3, REMEMBERED_MAX..REMEMBERED_MAX + 1);
+        let revoked = ledger.revoked();
+        for number in [0, REMEMBERED_MAX - 1, REMEMBERED_MAX] {
+            assert!(revoked.identities.contains(&number.to_string()), "{number}");
+        }
     }
 
     #[test]
