@@ -90,6 +90,10 @@ struct MoveArguments {
     #[arg(long, default_value_t, requires = "percent", value_name = "KEY")]
     key_by: SplitKey,
 
+    /// Let requests choose their release by the field `selvage-release`, whatever the percentage.
+    #[arg(long, requires = "percent")]
+    named: bool,
+
     /// A bound of the gates between waves, as NAME=NUMBER: requests_min, errors_permille_more, traps_permille_more,
     /// p99_percent_max, refusals_max, stall_ms. May be repeated.
     #[arg(long = "gate", value_parser = bound, value_name = "NAME=NUMBER")]
@@ -105,7 +109,7 @@ fn bound(text: &str) -> Result<(String, u64), String> {
 impl MoveArguments {
     fn request(&self) -> Result<RolloutRequest, Report> {
         if let Some(percent) = self.percent {
-            return Ok(RolloutRequest::Split(Share { percent, key: self.key_by.clone() }));
+            return Ok(RolloutRequest::Split(Share { percent, key: self.key_by.clone(), named: self.named }));
         }
         if self.at_once {
             return Ok(RolloutRequest::AtOnce);

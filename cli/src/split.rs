@@ -30,6 +30,10 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t, value_name = "KEY")]
     key_by: SplitKey,
 
+    /// Let requests choose their release by the field `selvage-release`, whatever the percentage.
+    #[arg(long, conflicts_with = "end")]
+    named: bool,
+
     /// Everybody is served by the current release again.
     #[arg(long)]
     end: bool,
@@ -45,7 +49,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     let path = format!("/api/v1/apps/{}/splits/{}", id.app, id.number);
     let (request, text) = match arguments.percent {
         Some(percent) => {
-            let share = Share { percent, key: arguments.key_by };
+            let share = Share { percent, key: arguments.key_by, named: arguments.named };
             let text = format!("{id} serves {percent} of 100 visitors, by {}", share.key);
             (client.request(Method::PUT, &path).json(&share), text)
         }

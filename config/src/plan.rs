@@ -77,6 +77,9 @@ pub struct Candidate {
     pub percent: u8,
     /// What keeps a visitor at one release.
     pub key: SplitKey,
+    /// Whether a request may choose its release by [`RELEASE_FIELD`] although this one has visitors of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub named: bool,
 }
 
 /// Another node.

@@ -57,6 +57,9 @@ pub struct Share {
     /// What keeps a visitor at one release.
     #[serde(default)]
     pub key: SplitKey,
+    /// Whether a request may choose its release by the header field, although this one has visitors of its own.
+    #[serde(default)]
+    pub named: bool,
 }
 
 /// The body of `PUT /api/v1/apps/{app}/secrets/{name}`.

@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 use selvage_config::oci::Repository;
 use selvage_config::plan::{Plan, SILENT_MS, Status};
 use selvage_config::release::{Release, ReleaseId};
-use selvage_config::rollout::SplitKey;
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::{REVOKED_MAX, Revoked};
 use selvage_config::{AppName, Digest, NodeName, Region};
 use tokio::sync::watch;
 
-use crate::answers::NodeAnswer;
+use crate::answers::{NodeAnswer, Share};
 use crate::audit::now_ms;
 use crate::plans::{Polls, Reader, Signer, next_generation};
 use crate::releases::{self, Proposal, ReleaseError};
@@ -135,7 +134,7 @@ impl Fleet {
     }
 
     /// Lets a release serve a part of the visitors, or no longer.
-    pub(crate) fn split(&self, id: &ReleaseId, share: Option<(u8, SplitKey)>) -> Result<(Release, u64), ReleaseError> {
+    pub(crate) fn split(&self, id: &ReleaseId, share: Option<Share>) -> Result<(Release, u64), ReleaseError> {
         self.change(|records| releases::split(records, id, share))
     }
 

@@ -80,10 +80,11 @@ impl Records {
                 Reader::Operator => hidden(&app.delivered(record)),
             };
             plan.releases.push(told(release));
-            if let Some(SplitRecord { release, percent, key }) = split
+            if let Some(SplitRecord { release, percent, key, named }) = split
                 && let Some(record) = app.releases.get(release)
             {
-                plan.candidates.push(Candidate { release: told(record), percent: *percent, key: key.clone() });
+                let (percent, key, named) = (*percent, key.clone(), *named);
+                plan.candidates.push(Candidate { release: told(record), percent, key, named });
             }
             if split.is_some() || app.running().is_some() {
                 plan.watched.push(name.clone());

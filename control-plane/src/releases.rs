@@ -7,9 +7,10 @@ use selvage_config::app::variables::is_variable_name;
 use selvage_config::oci::Repository;
 use selvage_config::plan::{PLAN_BYTES_MAX, Plan};
 use selvage_config::release::{Release, ReleaseId};
-use selvage_config::rollout::{Gate, Selection, SplitKey, WAVES_MAX, Wave};
+use selvage_config::rollout::{Gate, Selection, WAVES_MAX, Wave};
 use selvage_config::{AppName, Digest};
 
+use crate::answers::Share;
 use crate::state::{AppRecord, Records, ReleaseRecord, RolloutRecord, SplitRecord, Stage, StateError};
 
 /// Releases of one app that are kept to go back to; the oldest goes first.
@@ -44,7 +45,7 @@ pub(crate) enum How {
     /// On every node, for every request, now.
     AtOnce,
     /// On every node, for a part of the visitors, until somebody says more.
-    Split { percent: u8, key: SplitKey },
+    Split(Share),
     /// On some nodes, then on more, as long as it does well.
     Waves { waves: Vec<Wave>, gate: Gate },
 }
@@ -137,7 +138,7 @@ pub(crate) fn use_release(record: &mut AppRecord, id: &ReleaseId, how: How, now_
         How::AtOnce => {
             (record.current, record.split, record.rollout) = (Some(id.number), None, None);
         }
-        How::Split { percent, key } => {
+        How::Split(Share { percent, key, named }) => {
             if percent > 100 {
                 return Err(ReleaseError::Percent { percent });
             }
@@ -147,7 +148,7 @@ pub(crate) fn use_release(record: &mut AppRecord, id: &ReleaseId, how: How, now_
             match record.current {
                 None => return Err(ReleaseError::Alone { app: id.app.clone() }),
                 Some(current) if current == id.number => return Err(ReleaseError::Current { id: id.clone() }),
-                Some(_) => record.split = Some(SplitRecord { release: id.number, percent, key }),
+                Some(_) => record.split = Some(SplitRecord { release: id.number, percent, key, named }),
             }
         }
         How::Waves { mut waves, gate } => {
@@ -226,11 +227,7 @@ fn halt(record: &mut AppRecord, reason: &str) {
 }
 
 /// Lets a release that is there serve a part of the visitors beside the current one, or no longer.
-pub(crate) fn split(
-    records: &mut Records,
-    id: &ReleaseId,
-    share: Option<(u8, SplitKey)>,
-) -> Result<Release, ReleaseError> {
+pub(crate) fn split(records: &mut Records, id: &ReleaseId, share: Option<Share>) -> Result<Release, ReleaseError> {
     let no_app = || ReleaseError::NoApp { app: id.app.clone() };
     let no_release = || ReleaseError::NoRelease { id: id.clone() };
     let record = records.apps.get(&id.app).ok_or_else(no_app)?;
@@ -240,7 +237,7 @@ pub(crate) fn split(
     }
     let record = Arc::make_mut(records.apps.get_mut(&id.app).ok_or_else(no_app)?);
     match share {
-        Some((percent, key)) => use_release(record, id, How::Split { percent, key }, 0)?,
+        Some(share) => use_release(record, id, How::Split(share), 0)?,
         None if record.split.as_ref().is_some_and(|split| split.release == id.number) => record.split = None,
         None => return Err(ReleaseError::NoSplit { app: id.app.clone() }),
     }
@@ -402,7 +399,10 @@ pub(crate) mod tests {
         release(&mut records, proposal("hello", "b")).unwrap();
         release(&mut records, in_waves("hello", "c")).unwrap();
         assert_eq!(current(&records, "hello").unwrap(), "hello@2");
-        let split = Proposal { how: How::Split { percent: 5, key: SplitKey::Client }, ..proposal("hello", "d") };
+        let split = Proposal {
+            how: How::Split(Share { percent: 5, key: selvage_config::rollout::SplitKey::Client, named: false }),
+            ..proposal("hello", "d")
+        };
         assert!(matches!(release(&mut records, split), Err(ReleaseError::Moving { .. })));
         assert_eq!(rollback(&mut records, &app, None, "x").unwrap().id.number, 2);
         let rollout = records.apps[&app].rollout.clone().unwrap();

@@ -396,11 +396,6 @@ impl Table {
         Self { seconds, ..self }
     }
 
-    /// Whether some app has two releases.
-    pub fn is_split(&self) -> bool {
-        !self.seconds.is_empty()
-    }
-
     /// The second releases.
     pub fn seconds(&self) -> impl Iterator<Item = &Second> {
         self.seconds.values()

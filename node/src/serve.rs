@@ -169,8 +169,7 @@ pub(crate) fn refuse(parts: &Arc<Parts>, request: &Request, fault: &Fault) -> Re
 /// The steps.
 async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -> Result<Response, Fault> {
     let table = parts.table.load();
-    let wanted = if table.is_split() { request.http.headers().get(RELEASE).cloned() } else { None };
-    let authority = head::check(&parts.front, &mut request)?;
+    let head::Checked { authority, wanted } = head::check(&parts.front, &mut request)?;
     record.client = request.client;
     request.http.headers_mut().insert(fields::REQUEST_ID, record.id.clone());
     let (fields, address) = (request.http.headers(), request.client.ip());

@@ -202,8 +202,13 @@ fn side_by_side(fleet: &Fleet, reference: &str) {
         assert!(body.contains("Ahoy"), "{body}");
     }
     well("split", &fleet.selvage(&["split", &release, "--percent", "100"]));
+    // Nobody asked for more than 0 %: a visitor's word counts no more.
     wait_until("the split did not reach the nodes", || {
-        fronts(fleet).iter().all(|front| get(front, None).1.as_deref() == Some(release.as_str()))
+        fronts(fleet).iter().all(|front| get(front, Some("hello@1")).1.as_deref() == Some(release.as_str()))
+    });
+    well("split", &fleet.selvage(&["split", &release, "--percent", "100", "--named"]));
+    wait_until("nobody may name a release", || {
+        fronts(fleet).iter().all(|front| get(front, Some("hello@1")).1.as_deref() == Some("hello@1"))
     });
     well("rollback", &fleet.selvage(&["rollback", "hello"]));
     wait_until("the split did not end", || fronts(fleet).iter().all(|front| get(front, None).1.is_none()));

@@ -105,7 +105,7 @@ async fn release(
     let how = match &request.rollout {
         RolloutRequest::AtOnce => How::AtOnce,
         RolloutRequest::Waves { waves, gate } => How::Waves { waves: waves.clone(), gate: gate.clone() },
-        RolloutRequest::Split(Share { percent, key }) => How::Split { percent: *percent, key: key.clone() },
+        RolloutRequest::Split(share) => How::Split(share.clone()),
     };
     let (at, created_by, told) = (Arc::clone(&parts), who.name().to_owned(), app.clone());
     let (before, release, is_new, generation) = disk::wait(move || {
@@ -255,7 +255,6 @@ async fn change_split(
 ) -> Result<Json<Released>, Failure> {
     let before = current(parts, &id.app);
     let (at, split) = (Arc::clone(parts), id.clone());
-    let share = share.map(|Share { percent, key }| (percent, key));
     let (release, generation) = disk::wait(move || at.fleet.split(&split, share)).await?;
     parts.audit.note_change(who, "release.split", &id, before, current(parts, &id.app)).await;
     Ok(Json(Released { release: hidden(&release), generation }))

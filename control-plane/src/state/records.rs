@@ -61,6 +61,8 @@ pub(crate) struct SplitRecord {
     pub(crate) release: u32,
     pub(crate) percent: u8,
     pub(crate) key: SplitKey,
+    #[serde(default)]
+    pub(crate) named: bool,
 }
 
 /// A move from one release to another, wave by wave.

@@ -234,6 +234,9 @@ async fn a_split_is_in_every_plan_until_it_is_ended() {
     let put = |percent: u32| ops.ask(Method::PUT, &path).json(&json!({ "percent": percent })).send();
     assert_eq!(put(50).await.unwrap().status(), StatusCode::OK);
     assert_eq!(nodes[0].plan().await.candidates[0].percent, 50);
+    let named = json!({ "percent": 50, "named": true });
+    assert_eq!(ops.ask(Method::PUT, &path).json(&named).send().await.unwrap().status(), StatusCode::OK);
+    assert!(nodes[0].plan().await.candidates[0].named);
     assert_eq!(put(101).await.unwrap().status(), StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(ops.delete(&path).await.status(), StatusCode::OK);
     assert_eq!(nodes[0].plan().await.candidates, []);

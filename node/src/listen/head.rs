@@ -8,18 +8,27 @@ use selvage_config::front::Front;
 use super::forwarded;
 use crate::fault::{ClientFault, Fault};
 use crate::request::{Protocol, Request};
-use crate::route::fields;
+use crate::route::{fields, split};
 
 /// Fields that HTTP/2 and 3 have no use for (RFC 9113 8.2.2, RFC 9114 4.2).
 const OF_H1_ONLY: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
+/// What a head that was checked says to the node alone.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    /// `host[:port]`.
+    pub(crate) authority: Authority,
+    /// The release that the request names. It is the one field of the node's own names that a client may send, and it goes
+    /// no further than here: whether the wish counts is for the split to say.
+    pub(crate) wanted: Option<HeaderValue>,
+}
+
 /// Checks a request's head and takes out of it what must not go further: fields of the connection, and fields that only
 /// the node sets. Afterwards the target has scheme and authority, and the client is who a trusted proxy says it is.
-/// Returns `host[:port]`.
 ///
 /// # Errors
 /// [`Fault::Client`].
-pub(crate) fn check(front: &Front, request: &mut Request) -> Result<Authority, Fault> {
+pub(crate) fn check(front: &Front, request: &mut Request) -> Result<Checked, Fault> {
     forwarded::believe(front, request);
     let (protocol, http) = (request.protocol, &mut request.http);
     if matches!(*http.method(), Method::CONNECT | Method::TRACE) {
@@ -43,10 +52,11 @@ pub(crate) fn check(front: &Front, request: &mut Request) -> Result<Authority, F
         return Err(Fault::Client(ClientFault::Expectation));
     }
     fields::strip_hop_by_hop(fields);
+    let wanted = split::take_wanted(fields);
     fields::strip_ours(fields);
     let scheme = if request.secure { Scheme::HTTPS } else { Scheme::HTTP };
     make_absolute(request.http.uri_mut(), scheme, authority.clone()).ok_or(Fault::Client(ClientFault::Malformed))?;
-    Ok(authority)
+    Ok(Checked { authority, wanted })
 }
 
 /// RFC 9110 10.1.1: there is one expectation.
@@ -165,7 +175,7 @@ mod tests {
         };
         let front = Front { fields_max: 30, ..Front::default() };
         let checked = check(&front, &mut request);
-        (checked.map(|authority| authority.to_string()), request.http.headers().clone())
+        (checked.map(|checked| checked.authority.to_string()), request.http.headers().clone())
     }
 
     fn host(protocol: Protocol, uri: &str, fields: &[(&str, &str)]) -> Option<String> {
@@ -176,6 +186,31 @@ mod tests {
                 None
             }
         }
+    }
+
+    #[test]
+    fn what_release_a_request_wants_is_told_to_the_node_and_to_nobody_else() {
+        let wanted = |fields: &[(&str, &str)]| {
+            let mut http = http::Request::builder().uri("/").header("host", "a.example");
+            for (name, value) in fields {
+                http = http.header(*name, *value);
+            }
+            let mut request = Request {
+                http: http.body(empty()).unwrap(),
+                client: "192.0.2.7:4711".parse().unwrap(),
+                protocol: Protocol::H1,
+                secure: true,
+                arrived: Instant::now(),
+            };
+            let checked = check(&Front::default(), &mut request).unwrap();
+            assert!(request.http.headers().keys().all(|name| !name.as_str().starts_with("selvage")));
+            checked.wanted.map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(wanted(&[("selvage-release", "hello@4"), ("selvage-node", "x")]).as_deref(), Some("hello@4"));
+        // Other spellings, a field of the connection, and two wishes say nothing.
+        assert_eq!(wanted(&[("selvage_release", "4")]), None);
+        assert_eq!(wanted(&[("selvage-release", "4"), ("connection", "selvage-release")]), None);
+        assert_eq!(wanted(&[("selvage-release", "4"), ("selvage-release", "3")]), None);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! A visitor is known by address, header field or cookie, and stays where the hash of that and of the release puts it:
 //! raising the percentage moves visitors to the second release, and none back. A request that names one of the two
-//! releases gets that one; so a release for 0 of 100 can be tried before anybody meets it.
+//! releases gets that one where the operator lets it: beside a release for 0 of 100, which nobody could try otherwise, and
+//! where the split says so. Elsewhere the field says nothing, so that no client leaves the half of an experiment that it
+//! was put into.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,12 +30,14 @@ pub struct Second {
     pub percent: u8,
     /// What keeps a visitor at one release.
     pub key: SplitKey,
+    /// Whether a request may name its release although the second one has visitors of its own.
+    pub named: bool,
 }
 
 /// Who asks, as far as a split looks at it.
 #[derive(Debug, Clone, Copy)]
 pub struct Visitor<'r> {
-    /// The release that the request names, taken from it before the fields that only the node sets are.
+    /// The release that the request names.
     pub wanted: Option<&'r HeaderValue>,
     /// The fields of the request.
     pub fields: &'r HeaderMap,
@@ -44,7 +48,7 @@ pub struct Visitor<'r> {
 impl Second {
     /// Whether this visitor is served by the second release.
     pub(super) fn takes(&self, first: &ActiveApp, visitor: Visitor<'_>) -> bool {
-        if let Some(wanted) = visitor.wanted {
+        if let Some(wanted) = visitor.wanted.filter(|_| self.named || self.percent == 0) {
             if names(wanted, &self.release) {
                 return true;
             }
@@ -69,6 +73,15 @@ impl Second {
     }
 }
 
+/// Takes the release that a request names out of its fields. Two wishes are none: which one was meant?
+pub(crate) fn take_wanted(fields: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut values = fields.get_all(RELEASE).iter();
+    let wanted = values.next()?.clone();
+    let is_one = values.next().is_none();
+    fields.remove(RELEASE);
+    is_one.then_some(wanted)
+}
+
 /// Whether a field's value is `app@number` or the number of `release`.
 fn names(value: &HeaderValue, release: &ReleaseId) -> bool {
     let Ok(text) = value.to_str() else { return false };
@@ -89,7 +102,7 @@ mod tests {
 
     fn second(percent: u8, key: &str) -> Second {
         let app = Arc::new(fixed_app("hello", &[], &["/..."]));
-        Second { app, release: "hello@4".parse().unwrap(), percent, key: key.parse().unwrap() }
+        Second { app, release: "hello@4".parse().unwrap(), percent, key: key.parse().unwrap(), named: false }
     }
 
     fn first() -> ActiveApp {
@@ -114,8 +127,37 @@ mod tests {
         {
             assert_eq!(takes(&second(0, "client"), &[("selvage-release", value)], "192.0.2.1"), wanted, "{value}");
         }
-        assert!(!takes(&second(100, "client"), &[("selvage-release", "3")], "192.0.2.1"));
-        assert!(takes(&second(100, "client"), &[("selvage-release", "9")], "192.0.2.1"));
+        let open = Second { named: true, ..second(100, "client") };
+        assert!(!takes(&open, &[("selvage-release", "3")], "192.0.2.1"));
+        assert!(takes(&open, &[("selvage-release", "9")], "192.0.2.1"));
+    }
+
+    #[test]
+    fn no_request_names_its_release_where_the_operator_does_not_let_it() {
+        for percent in [1, 50, 100] {
+            for n in 0..50 {
+                let address = format!("192.0.2.{n}");
+                let put = takes(&second(percent, "client"), &[], &address);
+                for wanted in ["3", "4", "hello@4"] {
+                    assert_eq!(takes(&second(percent, "client"), &[("selvage-release", wanted)], &address), put);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wish_is_taken_out_of_the_fields_and_two_are_none() {
+        let of = |values: &[&'static str]| {
+            let mut fields = HeaderMap::new();
+            for value in values {
+                fields.append(RELEASE, HeaderValue::from_static(value));
+            }
+            let wanted = take_wanted(&mut fields);
+            assert!(!fields.contains_key(RELEASE));
+            wanted
+        };
+        assert_eq!(of(&["4"]), Some(HeaderValue::from_static("4")));
+        assert_eq!((of(&[]), of(&["4", "3"]), of(&["4", "4"])), (None, None, None));
     }
 
     #[test]

@@ -30,8 +30,14 @@ impl Beside {
     }
 
     fn second(&self) -> Second {
-        let Candidate { release, percent, key } = &self.candidate;
-        Second { app: Arc::clone(&self.app), release: release.id.clone(), percent: *percent, key: key.clone() }
+        let Candidate { release, percent, key, named } = &self.candidate;
+        Second {
+            app: Arc::clone(&self.app),
+            release: release.id.clone(),
+            percent: *percent,
+            key: key.clone(),
+            named: *named,
+        }
     }
 }
 
