@@ -7,8 +7,8 @@ use miette::Report;
 
 use crate::output::{Format, Output};
 use crate::{
-    audit, certs, check, collect, control_plane, demo, deploy, import, key, kv, loadtest, node, nodes, push, revoke,
-    root, secret, sign, split, token, up, verify,
+    audit, backup, certs, check, collect, control_plane, demo, deploy, import, key, kv, loadtest, node, nodes, push,
+    restore, revoke, root, secret, sign, split, token, up, verify,
 };
 
 /// An edge CDN worker: signed WebAssembly components behind HTTP/1.1, HTTP/2 and HTTP/3, with replicated KV.
@@ -57,6 +57,10 @@ pub(crate) enum Command {
     Collect(collect::Arguments),
     /// List who changed what, and check that list.
     Audit(audit::Arguments),
+    /// Write all that the control plane remembers into one file.
+    Backup(backup::Arguments),
+    /// Put a backup back, into a state directory that is not there yet.
+    Restore(restore::Arguments),
     /// Sign a pushed app, as cosign does.
     Sign(sign::Arguments),
     /// Tell whether a policy accepts an artifact's signatures, as a node does; offline, if its bundles are at hand.
@@ -107,6 +111,8 @@ impl Command {
             Self::Import(arguments) => import::run(arguments, *output).await,
             Self::Collect(arguments) => collect::run(arguments, *output).await,
             Self::Audit(arguments) => audit::run(arguments, *output).await,
+            Self::Backup(arguments) => backup::run(arguments, *output).await,
+            Self::Restore(arguments) => restore::run(&arguments, *output),
             Self::Releases(arguments) => deploy::releases(arguments, *output).await,
             Self::Nodes(arguments) => nodes::run(arguments, *output).await,
             Self::Kv(arguments) => kv::run(arguments, *output).await,

@@ -7,6 +7,7 @@
 
 mod arguments;
 mod audit;
+mod backup;
 mod certs;
 mod check;
 mod client;
@@ -25,6 +26,7 @@ mod nodes;
 mod output;
 mod push;
 mod registry;
+mod restore;
 mod revoke;
 mod root;
 mod secret;

@@ -117,6 +117,27 @@ impl Audit {
         .await;
     }
 
+    /// Notes a restore; waits on the disk.
+    pub(crate) fn note_restore(&self, before: String, after: String) -> io::Result<()> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (who, what, subject) = (SELF.to_owned(), "state.restore".to_owned(), "state".to_owned());
+        let line = Line { number: open.next, at_ms: now_ms(), who, what, subject, before, after, last: open.last };
+        open.write(&line)
+    }
+
+    /// The log's files, the older first, and how many of their bytes are whole lines.
+    pub(crate) fn files(&self) -> io::Result<[Option<(File, u64)>; 2]> {
+        // Under the lock: no line is half written, and no file changes its name.
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let older = match File::open(set_aside(&open.path)) {
+            Ok(file) => Some((file.metadata()?.len(), file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let current = File::open(&open.path)?;
+        Ok([older.map(|(bytes, file)| (file, bytes)), Some((current, open.bytes))])
+    }
+
     /// Lines from number `from` on, at most `max`, as they stand in the file; waits on the disk.
     pub(crate) fn read(&self, from: u64, max: usize) -> io::Result<Vec<u8>> {
         let path = self.0.lock().unwrap_or_else(PoisonError::into_inner).path.clone();

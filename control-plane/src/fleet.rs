@@ -105,6 +105,16 @@ impl Fleet {
         Arc::clone(&self.records.borrow())
     }
 
+    /// All rows of these records, as they lie on the disk.
+    pub(crate) fn rows(&self, records: &Records) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+        self.state.rows(records)
+    }
+
+    /// Which key seals them.
+    pub(crate) fn sealing_key(&self) -> &str {
+        self.state.sealing_key()
+    }
+
     /// Makes one change; waits on the disk. Nothing changes if `change` fails.
     fn change<T, E: From<StateError>>(&self, change: impl FnOnce(&mut Records) -> Result<T, E>) -> Result<(T, u64), E> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);

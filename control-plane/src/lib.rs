@@ -24,6 +24,7 @@ mod body;
 
 pub mod answers;
 mod api;
+pub mod backup;
 mod failure;
 mod freshness;
 
@@ -39,7 +40,7 @@ use std::time::Duration;
 use selvage_certs::{Authority, AuthorityError, FileError, TlsError};
 use selvage_config::control_plane::{ControlPlaneConfig, RegistryConfig};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use access::{Access, KEY_BYTES, Tokens};
@@ -69,6 +70,8 @@ pub(crate) struct Parts {
     pub(crate) registry: Arc<Registry>,
     pub(crate) upstreams: Upstreams,
     pub(crate) joining: Joining,
+    /// One backup at a time.
+    pub(crate) backups: Arc<Semaphore>,
     /// Told when a rollout may go on.
     pub(crate) moves: Notify,
     /// True once the control plane stops: whoever waits for news stops waiting.
@@ -171,6 +174,7 @@ impl ControlPlane {
             registry,
             upstreams,
             joining,
+            backups: Arc::new(Semaphore::new(1)),
             moves: Notify::new(),
             stopping: stopping.clone(),
         });

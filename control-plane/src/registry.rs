@@ -22,7 +22,7 @@ use selvage_config::oci::{MANIFEST_BYTES_MAX, Repository};
 use selvage_config::release::ReleaseId;
 use sled::Tree;
 
-use blobs::Blobs;
+use blobs::{Blobs, Hold};
 use catalog::{BlobRecord, Catalog, Held, ManifestRecord};
 use manifests::Outline;
 use uploads::{Taken, Uploads};
@@ -212,6 +212,26 @@ impl Registry {
         }
         let held = self.catalog.remove_blob(repository, digest)?;
         self.let_go(digest, held.ok_or_else(|| RegistryError::blob_unknown(format!("{repository} has no {digest}")))?)
+    }
+
+    /// Every row of the catalog as it is now, and what `also` says at the same moment. No file goes while the hold lives.
+    pub(crate) fn freeze<T>(
+        &self,
+        also: impl FnOnce() -> T,
+    ) -> Result<(T, Vec<(Vec<u8>, Vec<u8>)>, Hold), RegistryError> {
+        let _changing = self.changing();
+        let rows = self.catalog.rows()?;
+        Ok((also(), rows, self.blobs.hold(self.catalog.digests()?)))
+    }
+
+    /// Where the bytes of `digest` lie.
+    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.blobs.path(digest)
+    }
+
+    /// A digest that the catalog names and whose bytes are not there, if there is one.
+    pub(crate) fn missing(&self) -> Result<Option<Digest>, RegistryError> {
+        Ok(self.catalog.digests()?.into_iter().find(|digest| !self.blobs.path(digest).is_file()))
     }
 
     fn let_go(&self, digest: &Digest, held: Held) -> Result<(), RegistryError> {

@@ -64,6 +64,15 @@ fn is_held(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
+/// Rows to be written; without a value they go.
+struct Changes(Vec<(Vec<u8>, Option<Vec<u8>>)>);
+
+impl Changes {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.0.push((key, Some(value)));
+    }
+}
+
 /// The database of apps and nodes.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -152,17 +161,24 @@ impl State {
     /// Makes `after` what is remembered instead of `before`: whole or not at all. It is on disk on return if it
     /// changes a plan or a release; what else a node tells, it tells again in seconds.
     pub(crate) fn save(&self, before: &Records, after: &Records) -> Result<(), StateError> {
-        let mut batch = Batch::default();
+        let mut rows = Changes(Vec::new());
         if before.generation != after.generation {
-            batch.insert(GENERATION, &after.generation.to_be_bytes());
+            rows.put(GENERATION.to_vec(), after.generation.to_be_bytes().to_vec());
         }
         if before.revoked != after.revoked {
-            batch.insert(REVOKED, serde_json::to_vec(&*after.revoked).expect("it has only strings"));
+            rows.put(REVOKED.to_vec(), serde_json::to_vec(&*after.revoked).expect("it has only strings"));
         }
-        self.put_changed(&mut batch, APP, &before.apps, &after.apps)?;
-        self.put_changed(&mut batch, NODE, &before.nodes, &after.nodes)?;
-        self.put_changed(&mut batch, MEMBER, &before.members, &after.members)?;
-        self.put_changed(&mut batch, JOIN, &before.joins, &after.joins)?;
+        self.put_changed(&mut rows, APP, &before.apps, &after.apps)?;
+        self.put_changed(&mut rows, NODE, &before.nodes, &after.nodes)?;
+        self.put_changed(&mut rows, MEMBER, &before.members, &after.members)?;
+        self.put_changed(&mut rows, JOIN, &before.joins, &after.joins)?;
+        let mut batch = Batch::default();
+        for (key, value) in rows.0 {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
         self.tree.apply_batch(batch)?;
         let is_lasting = before.generation != after.generation
             || before.apps != after.apps
@@ -174,9 +190,47 @@ impl State {
         Ok(())
     }
 
+    /// All rows of these records, as they lie on the disk.
+    pub(crate) fn rows(&self, records: &Records) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+        let mut rows = Changes(Vec::new());
+        let none = Records::default();
+        rows.put(GENERATION.to_vec(), records.generation.to_be_bytes().to_vec());
+        rows.put(REVOKED.to_vec(), serde_json::to_vec(&*records.revoked).expect("it has only strings"));
+        self.put_changed(&mut rows, APP, &none.apps, &records.apps)?;
+        self.put_changed(&mut rows, NODE, &none.nodes, &records.nodes)?;
+        self.put_changed(&mut rows, MEMBER, &none.members, &records.members)?;
+        self.put_changed(&mut rows, JOIN, &none.joins, &records.joins)?;
+        Ok(rows.0.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+    }
+
+    /// Takes rows of a backup into a database that is empty, under another generation. Join tokens are left out, and
+    /// counted: one that was used since would be good again.
+    pub(crate) fn fill(
+        &self,
+        rows: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
+        generation: u64,
+    ) -> Result<usize, StateError> {
+        let mut left_out = 0;
+        for (key, value) in rows {
+            if key.starts_with(JOIN) {
+                left_out += 1;
+            } else {
+                self.tree.insert(key, value)?;
+            }
+        }
+        self.tree.insert(GENERATION, &generation.to_be_bytes())?;
+        self.tree.flush()?;
+        Ok(left_out)
+    }
+
+    /// Which key seals.
+    pub(crate) fn sealing_key(&self) -> &str {
+        self.seal.id()
+    }
+
     fn put_changed<N, R>(
         &self,
-        batch: &mut Batch,
+        rows: &mut Changes,
         prefix: &[u8],
         before: &BTreeMap<N, Arc<R>>,
         after: &BTreeMap<N, Arc<R>>,
@@ -194,11 +248,11 @@ impl State {
                 if prefix == APP {
                     bytes = self.seal.seal(&key, bytes).map_err(StateError::Seal)?;
                 }
-                batch.insert(key, bytes);
+                rows.put(key, bytes);
             }
         }
         for name in before.keys().filter(|name| !after.contains_key(name)) {
-            batch.remove(key(name));
+            rows.0.push((key(name), None));
         }
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! A control plane that is killed at any moment loses nothing that it has said is done.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode};
+use rustls::RootCertStore;
 use selvage_certs::roots_from_pem;
 use selvage_config::Digest;
 use selvage_config::oci::{Descriptor, EMPTY, MANIFEST, Manifest};
@@ -29,6 +31,17 @@ struct Acknowledged {
     releases: Mutex<BTreeMap<String, u64>>,
     /// The highest generation that was ever told.
     generation: AtomicU64,
+}
+
+impl Acknowledged {
+    fn copied(&self) -> Self {
+        // First: it must not be higher than what is copied after it.
+        let generation = AtomicU64::new(self.generation.load(Ordering::Relaxed));
+        let tags = Mutex::new(self.tags.lock().unwrap().clone());
+        let secrets = Mutex::new(self.secrets.lock().unwrap().clone());
+        let releases = Mutex::new(self.releases.lock().unwrap().clone());
+        Self { tags, secrets, releases, generation }
+    }
 }
 
 #[derive(Clone)]
@@ -89,8 +102,8 @@ async fn write(asker: Asker, writer: u64, round: u64, done: Arc<Acknowledged>) {
     }
 }
 
-/// Looks for what was acknowledged: the latest `tags`, and all of the rest.
-async fn check(asker: &Asker, done: &Acknowledged, tags: usize) {
+/// Looks for what was acknowledged: the latest `tags`, and all of the rest. So many releases may have come `since`.
+async fn check(asker: &Asker, done: &Acknowledged, tags: usize, since: u64) {
     let get = async |path: &str| asker.send(Method::GET, path, Vec::new(), "*/*").await.unwrap();
     let all = done.tags.lock().unwrap().clone();
     for (path, digest) in all.iter().rev().take(tags) {
@@ -109,7 +122,10 @@ async fn check(asker: &Asker, done: &Acknowledged, tags: usize) {
         let planned = plan["releases"].as_array().unwrap().iter().filter_map(|release| release["id"].as_str());
         let planned: Vec<u64> = planned.filter_map(|id| id.strip_prefix(&format!("{app}@"))?.parse().ok()).collect();
         // One more may have been made that nobody was told of.
-        assert!(planned.len() == 1 && (number..=number + 1).contains(&planned[0]), "{app}@{number}: {planned:?}");
+        assert!(
+            planned.len() == 1 && (number..=number.saturating_add(since)).contains(&planned[0]),
+            "{app}@{number}: {planned:?}"
+        );
     }
     let secrets = done.secrets.lock().unwrap().clone();
     for (app, most) in secrets {
@@ -118,32 +134,92 @@ async fn check(asker: &Asker, done: &Acknowledged, tags: usize) {
     }
 }
 
+/// Certificates and a configuration in `directory`, and who trusts them.
+fn set_up(directory: &Path) -> RootCertStore {
+    let setup = ["certs", "control-plane", "--address", "127.0.0.1"];
+    well("set up", &finish(selvage().args(setup).current_dir(directory)));
+    configure(directory, "control-plane.toml", "state");
+    roots_from_pem(directory.join("certs/ca.pem")).unwrap()
+}
+
+fn configure(directory: &Path, file: &str, state_dir: &str) {
+    let config = format!(
+        "listen = \"127.0.0.1:0\"\nstate_dir = \"{state_dir}\"\n[identity]\ncertificate = \"certs/control-plane.pem\"\n\
+         key = \"certs/control-plane.key\"\nroots = \"certs/ca.pem\"\n[[operators]]\nname = \"ci\"\ntoken_digest = \"{}\"\n",
+        Digest::of(TOKEN.as_bytes())
+    );
+    std::fs::write(directory.join(file), config).unwrap();
+}
+
+fn start(directory: &Path, config: &str, roots: &RootCertStore) -> (Serving, Asker) {
+    let serving = Serving::start(selvage().args(["control-plane", "--config", config]).current_dir(directory));
+    let url = format!("https://{}", serving.told["address"].as_str().unwrap());
+    let client = Client::builder().use_preconfigured_tls(selvage_certs::client(roots)).no_proxy().build().unwrap();
+    (serving, Asker { client, url })
+}
+
+fn write_all(asker: &Asker, round: u64, done: &Arc<Acknowledged>) -> Vec<tokio::task::JoinHandle<()>> {
+    (0..WRITERS).map(|writer| tokio::spawn(write(asker.clone(), writer, round, Arc::clone(done)))).collect()
+}
+
+#[test]
+fn a_backup_made_under_load_is_put_back_elsewhere_after_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let roots = set_up(directory);
+    let (serving, asker) = start(directory, "control-plane.toml", &roots);
+    std::fs::write(directory.join("token"), TOKEN).unwrap();
+    let context = format!("control_plane = \"{}\"\nroots = \"certs/ca.pem\"\ntoken_file = \"token\"\n", asker.url);
+    std::fs::write(directory.join("context.toml"), context).unwrap();
+    let run = |arguments: &[&str]| finish(selvage().args(arguments).current_dir(directory));
+    let back_up = ["backup", "backup.tar", "--context", "context.toml"];
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let done = Arc::new(Acknowledged::default());
+    let before = runtime.block_on(async {
+        let writing = write_all(&asker, 0, &done);
+        while done.tags.lock().unwrap().len() < 40 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let before = Arc::new(done.copied());
+        well("backup", &run(&back_up));
+        // SIGKILL.
+        drop(serving);
+        for writer in writing {
+            writer.await.unwrap();
+        }
+        before
+    });
+    assert!(
+        done.generation.load(Ordering::Relaxed) > before.generation.load(Ordering::Relaxed),
+        "nothing else went on"
+    );
+    assert_eq!(run(&back_up).status.code(), Some(2), "a backup was overwritten");
+    well("check", &run(&["restore", "backup.tar", "--check"]));
+    configure(directory, "elsewhere.toml", "elsewhere");
+    let restore = ["restore", "backup.tar", "--config", "elsewhere.toml", "--sealing-key", "state/sealing.key"];
+    well("restore", &run(&restore));
+    assert_eq!(run(&restore).status.code(), Some(1), "a state was overwritten");
+    let (_serving, asker) = start(directory, "elsewhere.toml", &roots);
+    runtime.block_on(check(&asker, &before, usize::MAX, u64::MAX));
+    // It counts past all that any node can have taken.
+    let plan = runtime.block_on(asker.send(Method::GET, "/api/v1/plans/any", Vec::new(), "*/*")).unwrap().1;
+    let plan: serde_json::Value = serde_json::from_slice(&plan).unwrap();
+    assert!(plan["generation"].as_u64().unwrap() > done.generation.load(Ordering::Relaxed) + 1);
+}
+
 #[test]
 fn a_control_plane_killed_at_any_moment_loses_nothing_that_it_acknowledged() {
     let rounds = std::env::var("SELVAGE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
     let directory = tempfile::tempdir().unwrap();
-    let setup = ["certs", "control-plane", "--address", "127.0.0.1"];
-    well("set up", &finish(selvage().args(setup).current_dir(directory.path())));
-    let config = format!(
-        "listen = \"127.0.0.1:0\"\nstate_dir = \"state\"\n[identity]\ncertificate = \"certs/control-plane.pem\"\n\
-         key = \"certs/control-plane.key\"\nroots = \"certs/ca.pem\"\n[[operators]]\nname = \"ci\"\ntoken_digest = \"{}\"\n",
-        Digest::of(TOKEN.as_bytes())
-    );
-    std::fs::write(directory.path().join("control-plane.toml"), config).unwrap();
-    let roots = roots_from_pem(directory.path().join("certs/ca.pem")).unwrap();
+    let roots = set_up(directory.path());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let done = Arc::new(Acknowledged::default());
     // Not random, and never the same twice: the moments are spread over what a writer does.
     for round in 0..rounds {
-        let serving = Serving::start(selvage().arg("control-plane").current_dir(directory.path()));
-        let url = format!("https://{}", serving.told["address"].as_str().unwrap());
-        let client = Client::builder().use_preconfigured_tls(selvage_certs::client(&roots)).no_proxy().build().unwrap();
-        let asker = Asker { client, url };
+        let (serving, asker) = start(directory.path(), "control-plane.toml", &roots);
         runtime.block_on(async {
-            check(&asker, &done, LATEST).await;
-            let writing: Vec<_> = (0..WRITERS)
-                .map(|writer| tokio::spawn(write(asker.clone(), writer, round, Arc::clone(&done))))
-                .collect();
+            check(&asker, &done, LATEST, 1).await;
+            let writing = write_all(&asker, round, &done);
             tokio::time::sleep(Duration::from_millis(40 + round * 97 % 400)).await;
             // SIGKILL.
             drop(serving);
@@ -152,10 +228,8 @@ fn a_control_plane_killed_at_any_moment_loses_nothing_that_it_acknowledged() {
             }
         });
     }
-    let serving = Serving::start(selvage().arg("control-plane").current_dir(directory.path()));
-    let url = format!("https://{}", serving.told["address"].as_str().unwrap());
-    let client = Client::builder().use_preconfigured_tls(selvage_certs::client(&roots)).no_proxy().build().unwrap();
-    runtime.block_on(check(&Asker { client, url }, &done, usize::MAX));
+    let (_serving, asker) = start(directory.path(), "control-plane.toml", &roots);
+    runtime.block_on(check(&asker, &done, usize::MAX, 1));
     assert!(done.tags.lock().unwrap().len() as u64 > rounds, "hardly anything was written");
     let log = directory.path().join("state/audit.jsonl");
     let verify = ["audit", "verify", "--file", log.to_str().unwrap()];

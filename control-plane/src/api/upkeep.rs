@@ -3,25 +3,39 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::stream;
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 use super::{Queries, Route};
 use crate::access::{Act, OperatorId};
 use crate::audit::now_ms;
+use crate::backup::{self, Pipe};
 use crate::failure::Failure;
 use crate::registry::Collected;
 use crate::{Parts, disk};
 
 /// Lines of the audit log in one answer.
 const LINES_MAX: usize = 1_000;
+/// Pieces of a backup that wait for a client to take them.
+const PIECES: usize = 4;
 /// How old something must be to be collected, where nobody says, hours.
 const COLLECT_HOURS: u64 = 24;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
+        Route::new(
+            ("GET", "/api/v1/backup"),
+            "admin",
+            "All that the control plane remembers, but no key, as a tar file with sums; one at a time.",
+            get(backup),
+        ),
         Route::new(
             ("GET", "/api/v1/audit"),
             "admin",
@@ -35,6 +49,30 @@ pub(super) fn routes() -> Vec<Route> {
             post(collect),
         ),
     ]
+}
+
+async fn backup(State(parts): State<Arc<Parts>>, who: OperatorId) -> Result<Response, Failure> {
+    who.over_fleet(Act::Administer)?;
+    let Ok(place) = Arc::clone(&parts.backups).try_acquire_owned() else {
+        return Err(Failure::new(StatusCode::CONFLICT, "a backup is being made").hint("wait for its end"));
+    };
+    let generation = parts.fleet.records().generation;
+    parts.audit.note(&who, "state.backup", "state", format!("generation {generation}")).await;
+    let (to, pieces) = mpsc::channel(PIECES);
+    let mut pipe = Pipe::new(to, Handle::current());
+    tokio::task::spawn_blocking(move || {
+        let _place = place;
+        match backup::write(&parts, &mut pipe) {
+            Ok(contents) => tracing::info!(contents.generation, contents.blobs, contents.blobs_bytes, "backup"),
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(%error, source, "the backup could not be made");
+                pipe.fail();
+            }
+        }
+    });
+    let pieces = stream::unfold(pieces, async |mut pieces| Some((pieces.recv().await?, pieces)));
+    Ok(([(CONTENT_TYPE, "application/x-tar")], Body::from_stream(pieces)).into_response())
 }
 
 async fn audit(State(parts): State<Arc<Parts>>, who: OperatorId, queries: Queries) -> Result<Response, Failure> {

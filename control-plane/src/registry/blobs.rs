@@ -1,10 +1,12 @@
 //! The files of blobs and manifests, each named by its digest: there whole, or not there.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use selvage_config::Digest;
 
@@ -15,6 +17,27 @@ use super::RegistryError;
 pub(crate) struct Blobs {
     directory: PathBuf,
     bytes: AtomicU64,
+    holds: Arc<AtomicUsize>,
+}
+
+/// For as long as it lives, no file goes.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    holds: Arc<AtomicUsize>,
+    blobs: BTreeSet<Digest>,
+}
+
+impl Hold {
+    /// What is held: all that there was.
+    pub(crate) fn blobs(&self) -> &BTreeSet<Digest> {
+        &self.blobs
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.holds.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Blobs {
@@ -24,7 +47,7 @@ impl Blobs {
         for entry in fs::read_dir(&directory)? {
             bytes += entry?.metadata()?.len();
         }
-        Ok(Self { directory, bytes: AtomicU64::new(bytes) })
+        Ok(Self { directory, bytes: AtomicU64::new(bytes), holds: Arc::default() })
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -67,8 +90,17 @@ impl Blobs {
         if Digest::of(&bytes) == *digest { Ok(bytes) } else { Err(RegistryError::Corrupt(*digest)) }
     }
 
-    /// Removes the bytes of `digest`. Readers that have the file open still read it to its end.
+    /// Lets no file go for as long as the hold lives. The registry's lock must be held, as whenever one goes.
+    pub(super) fn hold(&self, blobs: BTreeSet<Digest>) -> Hold {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        Hold { holds: Arc::clone(&self.holds), blobs }
+    }
+
+    /// Removes the bytes of `digest`, unless there is a hold: then a later collection finds that nobody has them. Readers that have the file open still read it to its end.
     pub(crate) fn remove(&self, digest: &Digest) -> io::Result<()> {
+        if self.holds.load(Ordering::SeqCst) > 0 {
+            return Ok(());
+        }
         let path = self.path(digest);
         let length = fs::metadata(&path).map_or(0, |found| found.len());
         match fs::remove_file(path) {

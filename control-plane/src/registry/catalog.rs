@@ -3,6 +3,8 @@
 //! A digest's bytes lie in one file, whichever repositories have it. The catalog counts who has it by one key for
 //! each, so that the last to let go is known.
 
+use std::collections::BTreeSet;
+
 use selvage_config::Digest;
 use selvage_config::oci::{Descriptor, Repository};
 use serde::{Deserialize, Serialize};
@@ -309,6 +311,17 @@ impl Catalog {
             }
         }
         Ok(false)
+    }
+
+    /// Every row, for a backup. The registry's lock must be held.
+    pub(crate) fn rows(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RegistryError> {
+        self.0.iter().map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(Into::into)).collect()
+    }
+
+    /// Every digest that some repository has.
+    pub(crate) fn digests(&self) -> Result<BTreeSet<Digest>, RegistryError> {
+        let one = |row: sled::Result<(sled::IVec, sled::IVec)>| digest_of(row?.0.get(1..33).unwrap_or_default());
+        self.0.scan_prefix([HOLDER]).map(one).collect()
     }
 
     fn held(&self, digest: &Digest) -> Result<Held, RegistryError> {

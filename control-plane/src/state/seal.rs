@@ -7,14 +7,20 @@ use std::path::Path;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use selvage_config::Digest;
 
 /// Bytes of the key.
 const KEY_BYTES: usize = 32;
+/// Characters of a key's id.
+const ID_CHARS: usize = 16;
 /// How a sealed record begins; one that is not sealed begins with `{`.
 const SEALED: u8 = 1;
 
 /// Seals records and opens them.
-pub(crate) struct Seal(LessSafeKey);
+pub(crate) struct Seal {
+    key: LessSafeKey,
+    id: String,
+}
 
 impl std::fmt::Debug for Seal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -30,8 +36,14 @@ impl Seal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
             Err(error) => return Err(error),
         };
+        let id = id_of(&key);
         let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| io::Error::other("no key"))?;
-        Ok(Self(LessSafeKey::new(key)))
+        Ok(Self { key: LessSafeKey::new(key), id })
+    }
+
+    /// Which key it is, for people who have several.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     /// Seals a record for its place: it can't be put into another's.
@@ -40,7 +52,7 @@ impl Seal {
         SystemRandom::new().fill(&mut nonce).map_err(|_| io::Error::other("no random bytes"))?;
         let mut sealed = record;
         let unique = Nonce::assume_unique_for_key(nonce);
-        let done = self.0.seal_in_place_append_tag(unique, Aad::from(place), &mut sealed);
+        let done = self.key.seal_in_place_append_tag(unique, Aad::from(place), &mut sealed);
         done.map_err(|_| io::Error::other("the record is too large to be sealed"))?;
         Ok([&[SEALED], nonce.as_slice(), &sealed].concat())
     }
@@ -53,9 +65,15 @@ impl Seal {
         let (nonce, sealed) = bytes[1..].split_at_checked(NONCE_LEN)?;
         let mut sealed = sealed.to_vec();
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let record = self.0.open_in_place(nonce, Aad::from(place), &mut sealed).ok()?;
+        let record = self.key.open_in_place(nonce, Aad::from(place), &mut sealed).ok()?;
         Some(record.to_vec())
     }
+}
+
+/// The beginning of a hash: it tells keys apart, and nothing of them, for they are random.
+fn id_of(key: &[u8; KEY_BYTES]) -> String {
+    let hash = Digest::of(&[b"selvage sealing key ".as_slice(), key].concat());
+    hash.hex().chars().take(ID_CHARS).collect()
 }
 
 fn make(path: &Path) -> io::Result<[u8; KEY_BYTES]> {

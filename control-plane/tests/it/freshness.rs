@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::world::{World, app, json_of};
 
 /// A control plane that signs, and the root that says so.
-async fn signing() -> (World, Root) {
+pub(crate) async fn signing() -> (World, Root) {
     let mut world = World::start().await;
     let (offline, key) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let root = Root::initial("test".into(), vec![offline.public()], vec![key.public()]);

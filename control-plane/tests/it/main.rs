@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod backup;
 mod document;
 mod fleet;
 mod freshness;

@@ -28,6 +28,8 @@ pub(crate) struct World {
     /// How it signs plans, from the next start on.
     pub(crate) plans: Option<PlanSigning>,
     change: fn(&mut ControlPlaneConfig, &Path),
+    /// The name of its state directory, from the next start on.
+    pub(crate) state: &'static str,
 }
 
 /// Somebody who asks.
@@ -50,16 +52,17 @@ impl World {
         let identity = authority.issue_identity(&Role::ControlPlane, &[IpAddr::V4(Ipv4Addr::LOCALHOST)], &[]).unwrap();
         identity.save(directory.path().join("c.pem"), directory.path().join("k.pem")).unwrap();
         std::fs::write(directory.path().join("roots.pem"), authority.certificate_pem()).unwrap();
-        let mut world = Self { authority, directory, control_plane: None, url: String::new(), plans: None, change };
+        let mut world =
+            Self { authority, directory, control_plane: None, url: String::new(), plans: None, change, state: "state" };
         world.resume().await;
         world
     }
 
-    fn config(&self) -> ControlPlaneConfig {
+    pub(crate) fn config(&self) -> ControlPlaneConfig {
         let path = |name: &str| self.directory.path().join(name);
         ControlPlaneConfig {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            state_dir: path("state"),
+            state_dir: path(self.state),
             identity: IdentityFiles { certificate: path("c.pem"), key: path("k.pem"), roots: path("roots.pem") },
             plans: self.plans.clone(),
             operators: [("ops", Some(Digest::of(TOKEN.as_bytes()))), ("ada", None)]
@@ -76,7 +79,7 @@ impl World {
         }
     }
 
-    async fn resume(&mut self) {
+    pub(crate) async fn resume(&mut self) {
         let mut config = self.config();
         (self.change)(&mut config, self.directory.path());
         let control_plane = ControlPlane::start(config).await.unwrap();
@@ -132,7 +135,7 @@ impl World {
     }
 
     pub(crate) fn audit(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("state/audit.jsonl")).unwrap()
+        std::fs::read_to_string(self.directory.path().join(self.state).join("audit.jsonl")).unwrap()
     }
 }
 
