@@ -8,7 +8,7 @@ use miette::Report;
 use selvage_certs::{FileError, FrontSecret, Identity};
 use selvage_config::bundle::Bundle;
 use selvage_config::node::NodeConfig;
-use selvage_config::policy::Policy;
+use selvage_config::policy::{Lint, Policy};
 
 use crate::output::{Output, failure, wrong};
 use crate::up::CacheArguments;
@@ -19,7 +19,7 @@ const DAY_SECONDS: u64 = 86_400;
 /// `selvage check`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  selvage check spin.toml            the manifest, its files, and what each component imports\n  selvage check /etc/selvage/node.toml\n  selvage check /etc/selvage/policy.toml   also what is likely not meant; exit code 1 if there is any"
+    after_help = "Examples:\n  selvage check spin.toml            the manifest, its files, and what each component imports\n  selvage check /etc/selvage/node.toml     with its policy\n  selvage check /etc/selvage/policy.toml   what is likely not meant, too; exit code 1 if there is any"
 )]
 pub(crate) struct Arguments {
     /// A spin.toml, a .wasm file, a node's or a control plane's configuration, or a policy.
@@ -45,12 +45,16 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     let kind = kind(path)?;
     let what = match kind {
         Kind::App => app(path, &arguments.cache).await?,
-        Kind::Policy => return policy(path, output),
+        Kind::Policy => {
+            let (rules, lints) = policy(path)?;
+            return Ok(judged(output, path, &format!("policy with {rules} rules"), (path, &lints)));
+        }
         Kind::Node => {
             let config = node::load(path)?;
-            let policy = config.trust.policy.as_deref().map(selvage_node::release::verify::Policy::load).transpose();
-            policy.map_err(|error| failure("use the policy", &error, None))?;
-            format!("node {} in {}{}", config.name, config.region, front(&config)?)
+            let what = format!("node {} in {}{}", config.name, config.region, front(&config)?);
+            let Some(own) = &config.trust.policy else { return Ok(judged(output, path, &what, (path, &[]))) };
+            let (rules, lints) = policy(own)?;
+            return Ok(judged(output, path, &format!("{what}\npolicy with {rules} rules"), (own, &lints)));
         }
         Kind::ControlPlane => format!("control plane at {}", control_plane::load(path)?.listen),
     };
@@ -58,18 +62,21 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checks a policy with its keys and trust roots, and tells what is likely not meant.
-fn policy(path: &Path, output: Output) -> Result<ExitCode, Report> {
+/// Checks a policy with its keys and trust roots. Answers how many rules it has, and what is likely not meant.
+fn policy(path: &Path) -> Result<(usize, Vec<Lint>), Report> {
     let text = std::fs::read_to_string(path).map_err(|error| failure("read the policy", &error, None))?;
     let document = Policy::parse(path, &text)?;
     selvage_node::release::verify::Policy::load(path).map_err(|error| failure("use the policy", &error, None))?;
-    let lints = document.lints();
-    let what = format!("policy with {} rules", document.rules.len());
-    let told = lints.iter().map(|lint| format!("\n{}: {}: {}", path.display(), lint.field, lint.message));
+    Ok((document.rules.len(), document.lints()))
+}
+
+/// Tells what a document is, and what in its policy is likely not meant: that alone makes it no good.
+fn judged(output: Output, path: &Path, what: &str, (policy, lints): (&Path, &[Lint])) -> ExitCode {
+    let told = lints.iter().map(|lint| format!("\n{}: {}: {}", policy.display(), lint.field, lint.message));
     let text = format!("{}: {what}{}", if lints.is_empty() { "ok" } else { "look at" }, told.collect::<String>());
     let answer = serde_json::json!({ "file": path, "ok": lints.is_empty(), "what": what, "lints": lints });
     output.answer(&answer, text);
-    Ok(if lints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if lints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The files of the front, read as a start would, and when its certificates end.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use selvage_certs::Authority;
 use serde_json::Value;
 
 use crate::by_hand::Fleet;
@@ -74,6 +75,15 @@ fn check_refuses_a_pattern_that_matches_a_part_of_a_name_and_tells_what_is_not_m
     let rule = "[[rule]]\nsigners = [{ key = 'cosign.pub' }]\n";
     assert_eq!(check(rule).0, 0);
     let (code, answer) = check(&format!("{rule}[[rule]]\nsigners = [{{ key = 'cosign.pub' }}]\n"));
+    assert_eq!((code, answer["lints"][0]["field"].as_str()), (1, Some("rule[1]")), "{answer}");
+    // A node's configuration is no better than its policy.
+    let node = "name='a'\nregion='fra'\nstate_dir='s'\nlisten={https='127.0.0.1:0'}\n\
+                certificates=[{certificate='front.pem',key='front.key'}]\ntrust={policy='policy.toml'}\n";
+    std::fs::write(directory.path().join("node.toml"), node).unwrap();
+    let front = Authority::create("front").unwrap().issue_server(&["a.test".to_owned()], &[]).unwrap();
+    front.save(directory.path().join("front.pem"), directory.path().join("front.key")).unwrap();
+    let check_node = ["check", "node.toml", "-o", "json"];
+    let (code, answer) = told(&finish(selvage().args(check_node).current_dir(directory.path())));
     assert_eq!((code, answer["lints"][0]["field"].as_str()), (1, Some("rule[1]")), "{answer}");
     let loose = "[[rule]]\nsigners = [{ identity_pattern = 'github.com/acme', issuer = 'x', trusted_root = 'r' }]\n";
     let (code, answer) = check(loose);
