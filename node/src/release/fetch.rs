@@ -19,10 +19,12 @@ use super::origin::{Origin, OriginError};
 use super::state::{State, StateError};
 use super::verify::{Judge, Terms, Trusted, VerifyError, trust};
 
+/// Pages of a list of referrers that are read.
+const PAGES_MAX: usize = 32;
 /// Blobs of one release under way at once.
 const BLOBS_AT_ONCE: usize = 4;
 /// Longest search for signatures among what refers to a manifest. Everything that is listed is looked at until the policy
-/// is met: whoever may push can lengthen the search, not end it, since the list itself has at most [`MANIFEST_BYTES_MAX`].
+/// is met: whoever may push can lengthen the search, not end it, short of [`PAGES_MAX`] pages of them.
 const SEARCH_MAX: Duration = Duration::from_secs(300);
 /// When an artifact was made, in an index (OCI image-spec 1.1, annotations).
 const CREATED: &str = "org.opencontainers.image.created";
@@ -297,10 +299,20 @@ impl Registry<'_> {
         Ok(())
     }
 
-    /// The manifests of an index.
+    /// The manifests of an index, which may come in pages: [`PAGES_MAX`] of them are read.
     async fn listed(&self, path: &str) -> Result<Vec<Descriptor>, FetchError> {
-        let Some(bytes) = self.origin.get(path, oci::INDEX, MANIFEST_BYTES_MAX).await? else { return Ok(Vec::new()) };
-        Ok(serde_json::from_slice::<Index>(&bytes).map(|index| index.manifests).unwrap_or_default())
+        let (mut listed, mut path) = (Vec::new(), path.to_owned());
+        for _ in 0..PAGES_MAX {
+            let Some(page) = self.origin.get_page(&path, oci::INDEX, MANIFEST_BYTES_MAX).await? else { break };
+            listed
+                .extend(serde_json::from_slice::<Index>(&page.bytes).map(|index| index.manifests).unwrap_or_default());
+            let Some(next) = page.next else { return Ok(listed) };
+            path = next;
+        }
+        if !listed.is_empty() {
+            tracing::warn!(path, listed = listed.len(), "there is more in this list than is read");
+        }
+        Ok(listed)
     }
 
     /// The bundle in an artifact, if it holds one. What the index says of the artifact's type is not believed: clients

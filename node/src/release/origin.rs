@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::ACCEPT;
+use reqwest::header::{ACCEPT, HeaderValue, LINK};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::ClientConfig;
 use selvage_certs::Role;
@@ -35,6 +35,22 @@ const BODY_SHOWN_MAX: usize = 200;
 pub struct Origin {
     client: reqwest::Client,
     base: Arc<str>,
+}
+
+/// One answer of a list that may have more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// It.
+    pub bytes: Bytes,
+    /// The path of the next one.
+    pub next: Option<String>,
+}
+
+/// RFC 8288, as the distribution specification writes it: `</v2/…>; rel="next"`. Only a path here leads on.
+fn next_page(link: &HeaderValue) -> Option<String> {
+    let (path, relation) = link.to_str().ok()?.strip_prefix('<')?.split_once('>')?;
+    let is_next = relation.split(';').any(|part| matches!(part.trim(), "rel=\"next\"" | "rel=next"));
+    (is_next && path.starts_with('/') && !path.starts_with("//")).then(|| path.to_owned())
 }
 
 /// Why the control plane did not give what was asked for.
@@ -153,14 +169,7 @@ impl Origin {
     /// # Errors
     /// The last attempt's.
     pub async fn get(&self, path: &str, accept: &str, bytes_max: u64) -> Result<Option<Bytes>, OriginError> {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        for _ in 1..ATTEMPTS {
-            match self.get_once(path, accept, bytes_max, Duration::ZERO).await {
-                Err(error) if error.may_pass() => tokio::time::sleep(backoff.pause()).await,
-                other => return other,
-            }
-        }
-        self.get_once(path, accept, bytes_max, Duration::ZERO).await
+        Ok(self.get_page(path, accept, bytes_max).await?.map(|page| page.bytes))
     }
 
     /// Asks once for `path`, which may be answered after `wait` only. `None`: not found, or not changed.
@@ -174,6 +183,31 @@ impl Origin {
         bytes_max: u64,
         wait: Duration,
     ) -> Result<Option<Bytes>, OriginError> {
+        Ok(self.page_once(path, accept, bytes_max, wait).await?.map(|page| page.bytes))
+    }
+
+    /// Asks for one page of a list, again when the control plane fails. `None`: there is no such list.
+    ///
+    /// # Errors
+    /// The last attempt's.
+    pub async fn get_page(&self, path: &str, accept: &str, bytes_max: u64) -> Result<Option<Page>, OriginError> {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        for _ in 1..ATTEMPTS {
+            match self.page_once(path, accept, bytes_max, Duration::ZERO).await {
+                Err(error) if error.may_pass() => tokio::time::sleep(backoff.pause()).await,
+                other => return other,
+            }
+        }
+        self.page_once(path, accept, bytes_max, Duration::ZERO).await
+    }
+
+    async fn page_once(
+        &self,
+        path: &str,
+        accept: &str,
+        bytes_max: u64,
+        wait: Duration,
+    ) -> Result<Option<Page>, OriginError> {
         let sending = self.client.get(format!("{}{path}", self.base)).header(ACCEPT, accept).send();
         let response = answer(path, sending, wait + HEAD).await?;
         if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::NOT_MODIFIED) {
@@ -182,8 +216,10 @@ impl Origin {
         if response.status() != StatusCode::OK {
             return Err(refused(path, response).await);
         }
+        let next = response.headers().get(LINK).and_then(next_page);
         let whole = timeout(WHOLE, body(path, response, bytes_max)).await;
-        whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned()))).map(Some)
+        let bytes = whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned())))?;
+        Ok(Some(Page { bytes, next }))
     }
 
     /// Puts a document.
@@ -285,6 +321,17 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.pause() <= first);
+    }
+
+    #[test]
+    fn the_next_page_of_a_list_is_a_path_here() {
+        let next = |link: &'static str| next_page(&HeaderValue::from_static(link));
+        assert_eq!(next("</v2/a/referrers/x?last=y>; rel=\"next\"").as_deref(), Some("/v2/a/referrers/x?last=y"));
+        for other in
+            ["", "</v2/a>", "</v2/a>; rel=\"prev\"", "<https://evil.example/>; rel=\"next\"", "<//evil/>; rel=next"]
+        {
+            assert_eq!(next(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -149,6 +149,21 @@ async fn a_signed_release_serves_until_a_newer_one_takes_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_signature_is_found_behind_pages_of_others() {
+    let fleet = Fleet::new().await;
+    let node = fleet.node().await;
+    let (_, release) = fleet.publish("hello", saying("hello"), None);
+    for _ in 0..5 {
+        fleet.control_plane.sign(release, &Signer::new(), false);
+    }
+    fleet.control_plane.sign(release, &fleet.signer, false);
+    fleet.plan(1, &[("hello@1", release)]);
+    let status = fleet.settled(1).await;
+    assert_eq!((app(&status, "hello").refused.clone(), serving(&status, "hello").as_deref()), (None, Some("hello@1")));
+    node.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_exactly_what_a_trusted_key_signed_is_refused_and_the_last_good_release_stays() {
     let fleet = Fleet::new().await;
     let node = fleet.node().await;

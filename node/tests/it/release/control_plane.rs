@@ -63,6 +63,9 @@ impl Signer {
     }
 }
 
+/// Referrers in one answer.
+const REFERRERS_AT_ONCE: usize = 2;
+
 /// What it has.
 #[derive(Default)]
 struct Shelf {
@@ -230,15 +233,33 @@ async fn answer(request: http::Request<Incoming>, parts: &Parts) -> http::Respon
         ["v2", .., "manifests", reference] => parts.shelf.lock().unwrap().manifests.get(reference).cloned(),
         ["v2", .., "blobs", digest] => parts.shelf.lock().unwrap().blobs.get(&digest.parse().unwrap()).cloned(),
         ["v2", .., "referrers", digest] => {
-            let manifests = parts.shelf.lock().unwrap().referrers.get(&digest.parse().unwrap()).cloned();
-            let index = |manifests| Index { schema_version: 2, media_type: Some(oci::INDEX.into()), manifests };
-            manifests.map(|manifests| serde_json::to_vec(&index(manifests)).unwrap().into())
+            let Some(all) = parts.shelf.lock().unwrap().referrers.get(&digest.parse().unwrap()).cloned() else {
+                return none();
+            };
+            let last = request.uri().query().and_then(|query| query.strip_prefix("last="));
+            let start = last.map_or(0, |last| last.parse().unwrap());
+            return page(&path, &all, start);
         }
         _ => parts.shelf.lock().unwrap().documents.get(&path).cloned(),
     };
-    let mut response = http::Response::new(Full::new(found.clone().unwrap_or_default()));
-    if found.is_none() {
-        *response.status_mut() = http::StatusCode::NOT_FOUND;
+    found.map_or_else(none, |found| http::Response::new(Full::new(found)))
+}
+
+fn none() -> http::Response<Full<Bytes>> {
+    let mut response = http::Response::new(Full::default());
+    *response.status_mut() = http::StatusCode::NOT_FOUND;
+    response
+}
+
+/// A page of a list of referrers, and where the next one is.
+fn page(path: &str, all: &[Descriptor], start: usize) -> http::Response<Full<Bytes>> {
+    let end = all.len().min(start + REFERRERS_AT_ONCE);
+    let (media_type, manifests) = (Some(oci::INDEX.into()), all[start..end].to_vec());
+    let index = serde_json::to_vec(&Index { schema_version: 2, media_type, manifests }).unwrap();
+    let mut response = http::Response::new(Full::new(index.into()));
+    if end < all.len() {
+        let link = format!("<{path}?last={end}>; rel=\"next\"");
+        response.headers_mut().insert("link", link.parse().unwrap());
     }
     response
 }
