@@ -1,5 +1,6 @@
 //! A plan: what one node shall run now; and a status: what it says to run.
 
+mod delta;
 mod load;
 
 use std::collections::BTreeMap;
@@ -7,6 +8,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use delta::{DeltaError, News, PlanDelta, SnapshotDelta, Told};
 pub use load::{BUCKETS, ReleaseLoad, bucket_end, bucket_of};
 
 use crate::release::{Release, ReleaseId};
@@ -25,7 +27,8 @@ pub const WATCHED_MS: u64 = 1_000;
 /// After this long without a status a node counts as gone, milliseconds.
 pub const SILENT_MS: u64 = 15_000;
 /// The control plane's path of a node's plan: `GET {PLAN_PATH}/{node}?after={generation}&wait_ms={ms}`. 200 with a
-/// [`Plan`] newer than `after`, or 304 when there was none in time.
+/// [`Plan`] newer than `after`, or 304 when there was none in time; with `&nonce={nonce}` it is [`News`]. `after` is what a
+/// node has taken in (its ACK); what became of each app stands in its [`Status`] (a NACK is a [`Refusal`]).
 pub const PLAN_PATH: &str = "/api/v1/plans";
 /// The header field by which a request chooses among the releases that a plan has of an app: a number, or `app@number`.
 pub const RELEASE_FIELD: &str = "selvage-release";

@@ -120,6 +120,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Queries {
 }
 
 impl Queries {
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
     pub(crate) fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Failure> {
         let number = self.0.get(name).map(|text| text.parse::<T>());
         number.transpose().map_err(|_| Failure::bad(format!("{name} is no whole number")))

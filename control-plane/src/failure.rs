@@ -141,6 +141,7 @@ impl From<StatusError> for Failure {
             StatusError::Generation { .. } => StatusCode::BAD_REQUEST,
             StatusError::Nodes | StatusError::Alive { .. } => StatusCode::CONFLICT,
             StatusError::NoNode { .. } => StatusCode::NOT_FOUND,
+            StatusError::Unwritten => StatusCode::INTERNAL_SERVER_ERROR,
             StatusError::State(error) => return Self::internal(error),
         };
         Self::new(status, error)

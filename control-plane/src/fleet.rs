@@ -2,16 +2,18 @@
 //! anybody sees it.
 
 mod advance;
+mod history;
 mod load;
 mod members;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ring::rand::{SecureRandom as _, SystemRandom};
 use selvage_config::oci::Repository;
-use selvage_config::plan::{Plan, SILENT_MS, Status};
+use selvage_config::plan::{News, Plan, SILENT_MS, Told};
 use selvage_config::release::{Release, ReleaseId};
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::{REVOKED_MAX, Revoked};
@@ -27,12 +29,16 @@ use crate::state::{NodeRecord, Records, ReleaseRecord, State, StateError};
 pub(crate) use advance::Moved;
 pub(crate) use members::{MemberError, Said};
 
+use history::History;
 use load::Loads;
+use tell::Telling;
 
 /// Nodes that are remembered.
 const NODES_MAX: usize = 10_000;
 /// Highest generation that a node is believed: JSON readers know no higher whole number.
 const GENERATION_MAX: u64 = 1 << 53;
+/// Bytes of a run's nonce before they are written in hexadecimal.
+const NONCE_BYTES: usize = 16;
 
 /// The records, and who waits for them to change.
 #[derive(Debug)]
@@ -41,6 +47,13 @@ pub(crate) struct Fleet {
     /// Held for the length of a change.
     changing: Mutex<()>,
     records: watch::Sender<Arc<Records>>,
+    /// What nodes have told and nobody has written down yet: at most one for each request under way.
+    told: Mutex<Vec<Arc<Telling>>>,
+    /// The generation of the records. Who waits for a plan is not woken by what nodes tell.
+    generations: watch::Sender<u64>,
+    history: History,
+    /// Names this run of the program, which alone remembers what its plans were.
+    nonce: String,
     seen: Mutex<BTreeMap<NodeName, Instant>>,
     polls: Polls,
     signer: Option<Signer>,
@@ -61,6 +74,8 @@ pub(crate) enum StatusError {
     Nodes,
     #[error("there is no node {node}")]
     NoNode { node: NodeName },
+    #[error("what the node tells could not be written down")]
+    Unwritten,
     #[error("node {node} is alive")]
     Alive { node: NodeName },
     #[error(transparent)]
@@ -79,7 +94,7 @@ pub(crate) enum RevokeError {
 /// What became of a poll.
 #[derive(Debug)]
 pub(crate) enum Polled {
-    News(Box<Plan>),
+    News(Box<News>),
     Nothing,
     TooMany,
 }
@@ -87,11 +102,19 @@ pub(crate) enum Polled {
 impl Fleet {
     /// The fleet as it was remembered. Without a signer its plans are unsigned.
     pub(crate) fn open(state: State, signer: Option<Signer>) -> Result<Self, StateError> {
-        let records = state.load()?;
+        let records = Arc::new(state.load()?);
+        let mut nonce = [0; NONCE_BYTES];
+        SystemRandom::new().fill(&mut nonce).map_err(|_| StateError::Random)?;
+        let history = History::default();
+        history.note(&records);
         Ok(Self {
             state,
             changing: Mutex::new(()),
-            records: watch::Sender::new(Arc::new(records)),
+            told: Mutex::default(),
+            generations: watch::Sender::new(records.generation),
+            records: watch::Sender::new(records),
+            history,
+            nonce: nonce.iter().map(|byte| format!("{byte:02x}")).collect(),
             seen: Mutex::default(),
             polls: Polls::default(),
             signer,
@@ -117,14 +140,30 @@ impl Fleet {
 
     /// Makes one change; waits on the disk. Nothing changes if `change` fails.
     fn change<T, E: From<StateError>>(&self, change: impl FnOnce(&mut Records) -> Result<T, E>) -> Result<(T, u64), E> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change_under(&changing, change)
+    }
+
+    /// The same for who holds the lock.
+    fn change_under<T, E: From<StateError>>(
+        &self,
+        _changing: &MutexGuard<'_, ()>,
+        change: impl FnOnce(&mut Records) -> Result<T, E>,
+    ) -> Result<(T, u64), E> {
         let before = self.records();
         let mut after = (*before).clone();
         let value = change(&mut after)?;
         after.generation = next_generation(&before, &after);
         let generation = after.generation;
         self.state.save(&before, &after)?;
-        self.records.send_replace(Arc::new(after));
+        let after = Arc::new(after);
+        if generation != before.generation || after.is_behind() {
+            self.history.note(&after);
+        }
+        self.records.send_replace(after);
+        if generation != before.generation {
+            self.generations.send_replace(generation);
+        }
         Ok((value, generation))
     }
 
@@ -173,7 +212,7 @@ impl Fleet {
 
     /// The signed list of what plans may name now. None: plans are not signed here.
     pub(crate) fn snapshot(&self) -> Option<Envelope> {
-        self.signer.as_ref()?.snapshot(&self.records(), now_ms())
+        self.signer.as_ref()?.snapshot(&self.records(), now_ms()).map(|signed| signed.envelope.clone())
     }
 
     /// What signs plans, if anything does.
@@ -195,45 +234,6 @@ impl Fleet {
         let records = self.records();
         let releases = records.apps.values().flat_map(|app| app.releases.values());
         releases.map(|record| (record.release.repository.clone(), record.release.manifest)).collect()
-    }
-
-    /// Takes in what a node tells. `from` is where it calls from: a node that listens at any address does not know
-    /// how its peers reach it.
-    pub(crate) fn tell(&self, mut status: Status, from: IpAddr) -> Result<(), StatusError> {
-        if status.generation > GENERATION_MAX {
-            return Err(StatusError::Generation { generation: status.generation });
-        }
-        let node = status.node.clone();
-        let load = std::mem::take(&mut status.load);
-        {
-            let records = self.records();
-            let moves =
-                |app: &AppName| records.apps.get(app).is_some_and(|app| app.running().is_some() || app.split.is_some());
-            self.loads.take(&node, load, moves);
-        }
-        let replication = status.replication.map(|mut address| {
-            if address.ip().is_unspecified() {
-                address.set_ip(from.to_canonical());
-            }
-            address
-        });
-        let told = NodeRecord { status, replication };
-        if !self.records().nodes.get(&node).is_some_and(|known| **known == told) {
-            self.change(|records| {
-                if !records.nodes.contains_key(&node) && records.nodes.len() >= NODES_MAX {
-                    return Err(StatusError::Nodes);
-                }
-                records.nodes.insert(node.clone(), Arc::new(told));
-                Ok(())
-            })?;
-            let records = self.records();
-            if records.is_behind() {
-                let (told, own) = (records.told_generation(), records.generation);
-                tracing::error!(%node, told, own, "nodes know a newer plan than this control plane: was its state lost?");
-            }
-        }
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(node, Instant::now());
-        Ok(())
     }
 
     /// Forgets a node that is gone for good: the others stop replicating with it.
@@ -280,20 +280,22 @@ impl Fleet {
         records.nodes.values().map(answer).collect()
     }
 
-    /// The plan of `node` once it is newer than `after`, or nothing when `wait` is over or the control plane stops.
+    /// The plan of `node` once it is newer than `after`, or nothing when `wait` is over or the control plane stops. Who
+    /// gives the nonce of a plan that came from here is told what changed.
     pub(crate) async fn poll(
         &self,
         node: &NodeName,
         reader: Reader,
-        after: Option<u64>,
+        (after, nonce): (Option<u64>, Option<&str>),
         wait: Duration,
         mut stopping: watch::Receiver<bool>,
     ) -> Polled {
-        let is_news = |records: &Records| after.is_none_or(|after| records.generation > after);
-        let mut records = self.records.subscribe();
-        if !is_news(&records.borrow_and_update()) {
+        let is_news = |generation: u64| after.is_none_or(|after| generation > after);
+        let mut generations = self.generations.subscribe();
+        let generation = *generations.borrow_and_update();
+        if !is_news(generation) {
             let Some(_place) = self.polls.enter(node) else { return Polled::TooMany };
-            let news = async { records.wait_for(|records| is_news(records)).await.is_ok() };
+            let news = async { generations.wait_for(|generation| is_news(*generation)).await.is_ok() };
             let stop = async { stopping.wait_for(|stopping| *stopping).await.is_ok() };
             // Both only wait, so dropping either loses nothing.
             let came = tokio::select! {
@@ -305,8 +307,18 @@ impl Fleet {
             }
         }
         let records = self.records();
-        let snapshot = self.signer.as_ref().and_then(|signer| signer.snapshot(&records, now_ms()));
-        Polled::News(Box::new(Plan { snapshot, ..records.plan(node, reader) }))
+        let signed = self.signer.as_ref().and_then(|signer| Some((signer, signer.snapshot(&records, now_ms())?)));
+        let is_ours = reader == Reader::Node && nonce == Some(self.nonce.as_str());
+        let signer = signed.as_ref().map(|(signer, signed)| (*signer, &**signed));
+        let changes = after.filter(|_| is_ours).and_then(|after| self.history.since(after, &records, signer));
+        let plan = match changes {
+            Some(changes) => Told::Delta(Box::new(changes.of(node))),
+            None => {
+                let snapshot = signed.map(|(_, signed)| signed.envelope.clone());
+                Told::Whole(Box::new(Plan { snapshot, ..records.plan(node, reader) }))
+            }
+        };
+        Polled::News(Box::new(News { nonce: self.nonce.clone(), plan }))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Plans: what each node shall run, who signs it, and how a node waits for the next one.
 
+mod delta;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -8,13 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use selvage_config::control_plane::PlanSigning;
 use selvage_config::key::KeyError;
 use selvage_config::plan::{Candidate, Plan};
+use selvage_config::release::Release;
 use selvage_config::root::{ROOT_BYTES_MAX, ROOTS_MAX, Root, RootError};
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::Snapshot;
 use selvage_config::{AppName, NodeName, PrivateKey};
 
 use crate::answers::hidden;
-use crate::state::{AppRecord, MemberRecord, Records, ReleaseRecord, SplitRecord};
+use crate::state::{AppRecord, MemberRecord, NodeRecord, Records, ReleaseRecord, SplitRecord};
+
+pub(crate) use delta::Changes;
 
 /// Polls for one node's plan that wait at once: the node's own, one that it gave up on, and people's.
 const POLLS_PER_NODE: usize = 8;
@@ -53,6 +58,28 @@ impl AppRecord {
     }
 }
 
+impl AppRecord {
+    /// A release as it is told to `reader`.
+    fn told(&self, record: &ReleaseRecord, reader: Reader) -> Release {
+        match reader {
+            Reader::Node => self.delivered(record),
+            Reader::Operator => hidden(&self.delivered(record)),
+        }
+    }
+
+    /// What serves beside the release.
+    fn beside(&self, placed: &Placed<'_>, reader: Reader) -> Option<Candidate> {
+        let SplitRecord { release, percent, key, named } = placed.split?;
+        let release = self.told(self.releases.get(release)?, reader);
+        Some(Candidate { release, percent: *percent, key: key.clone(), named: *named })
+    }
+
+    /// Whether a node tells how the app does.
+    fn is_watched(&self, placed: &Placed<'_>) -> bool {
+        placed.split.is_some() || self.running().is_some()
+    }
+}
+
 /// What a node shall run of one app.
 struct Placed<'r> {
     release: &'r ReleaseRecord,
@@ -74,23 +101,42 @@ impl Records {
             drain: member.is_some_and(|member| member.drain),
         };
         for (name, app) in &self.apps {
-            let Some(Placed { release, split }) = app.placed(name, node, member) else { continue };
-            let told = |record: &ReleaseRecord| match reader {
-                Reader::Node => app.delivered(record),
-                Reader::Operator => hidden(&app.delivered(record)),
-            };
-            plan.releases.push(told(release));
-            if let Some(SplitRecord { release, percent, key, named }) = split
-                && let Some(record) = app.releases.get(release)
-            {
-                let (percent, key, named) = (*percent, key.clone(), *named);
-                plan.candidates.push(Candidate { release: told(record), percent, key, named });
-            }
-            if split.is_some() || app.running().is_some() {
+            let Some(placed) = app.placed(name, node, member) else { continue };
+            plan.releases.push(app.told(placed.release, reader));
+            plan.candidates.extend(app.beside(&placed, reader));
+            if app.is_watched(&placed) {
                 plan.watched.push(name.clone());
             }
         }
         plan
+    }
+
+    /// Where `node` stands with an app, if it shall run it.
+    fn placed_on(&self, node: &NodeName, app: &AppName) -> Option<(&AppRecord, Placed<'_>)> {
+        let record = self.apps.get(app)?;
+        let placed = record.placed(app, node, self.members.get(node).map(|member| &**member))?;
+        Some((record, placed))
+    }
+
+    /// The release of an app that `node` shall run.
+    fn release_on(&self, node: &NodeName, app: &AppName) -> Option<Release> {
+        self.placed_on(node, app).map(|(record, placed)| record.told(placed.release, Reader::Node))
+    }
+
+    /// Whether the nodes that replicate are the same, and where they were. Most records are the very same ones.
+    fn has_same_peers(&self, other: &Self) -> bool {
+        let is_same_node =
+            |((a, before), (b, after)): ((&NodeName, &Arc<NodeRecord>), (&NodeName, &Arc<NodeRecord>))| {
+                let of = |record: &NodeRecord| (record.replication, record.status.region.clone());
+                a == b && (Arc::ptr_eq(before, after) || of(before) == of(after))
+            };
+        let revoked = |records: &Self| {
+            let revoked = records.members.iter().filter(|(_, member)| member.revoked);
+            revoked.map(|(node, _)| node.clone()).collect::<Vec<_>>()
+        };
+        let are_same_nodes =
+            self.nodes.len() == other.nodes.len() && self.nodes.iter().zip(&other.nodes).all(is_same_node);
+        (are_same_nodes && revoked(self) == revoked(other)) || self.peers().eq(other.peers())
     }
 
     /// Which release of each app `node` shall run: what it keeps if it is cordoned now.
@@ -127,7 +173,7 @@ pub(crate) fn next_generation(before: &Records, after: &Records) -> u64 {
     if !before.is_told_as(after) {
         return before.generation.max(after.told_generation()).saturating_add(1);
     }
-    let is_news = !before.peers().eq(after.peers()) && !after.is_behind();
+    let is_news = !before.has_same_peers(after) && !after.is_behind();
     if is_news { before.generation.saturating_add(1) } else { before.generation }
 }
 
@@ -138,15 +184,14 @@ pub(crate) struct Signer {
     namespace: String,
     lifetime_ms: u64,
     roots: Vec<(u64, Envelope)>,
-    last: Mutex<Option<Signed>>,
+    last: Mutex<Option<Arc<Signed>>>,
 }
 
 /// The newest snapshot: one for all nodes, until the records change or it is no longer young.
 #[derive(Debug)]
-struct Signed {
-    version: u64,
-    issued_ms: u64,
-    envelope: Envelope,
+pub(crate) struct Signed {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) envelope: Envelope,
 }
 
 /// Why plans can't be signed.
@@ -232,30 +277,36 @@ impl Signer {
     }
 
     /// The signed list of what plans of these records may name. None: the system gave no random bytes.
-    pub(crate) fn snapshot(&self, records: &Records, now_ms: u64) -> Option<Envelope> {
+    pub(crate) fn snapshot(&self, records: &Records, now_ms: u64) -> Option<Arc<Signed>> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_young = |signed: &&Signed| {
-            let age = now_ms.abs_diff(signed.issued_ms);
-            signed.version == records.generation && age < self.lifetime_ms / REISSUE_PART
+        let is_young = |signed: &&Arc<Signed>| {
+            let age = now_ms.abs_diff(signed.snapshot.issued_ms);
+            signed.snapshot.version == records.generation && age < self.lifetime_ms / REISSUE_PART
         };
         if let Some(signed) = last.as_ref().filter(is_young) {
-            return Some(signed.envelope.clone());
+            return Some(Arc::clone(signed));
         }
-        let snapshot = Snapshot {
+        let snapshot = self.content(records, now_ms);
+        let mut envelope = snapshot.envelope();
+        if let Err(error) = envelope.sign(&self.key) {
+            tracing::error!(%error, "plans can't be signed");
+            return None;
+        }
+        let signed = Arc::new(Signed { snapshot, envelope });
+        *last = Some(Arc::clone(&signed));
+        Some(signed)
+    }
+
+    /// The list of what plans of these records may name, unsigned.
+    fn content(&self, records: &Records, now_ms: u64) -> Snapshot {
+        Snapshot {
             namespace: self.namespace.clone(),
             version: records.generation,
             issued_ms: now_ms,
             expires_ms: now_ms.saturating_add(self.lifetime_ms),
             resources: records.nameable().map(|release| (release.id.clone(), release.manifest)).collect(),
             revoked: records.revoked.as_ref().clone(),
-        };
-        let mut envelope = snapshot.envelope();
-        if let Err(error) = envelope.sign(&self.key) {
-            tracing::error!(%error, "plans can't be signed");
-            return None;
         }
-        *last = Some(Signed { version: snapshot.version, issued_ms: now_ms, envelope: envelope.clone() });
-        Some(envelope)
     }
 
     /// The roots that follow `version`, oldest first.
@@ -306,7 +357,6 @@ mod tests {
     use selvage_config::plan::Status;
 
     use super::*;
-    use crate::state::NodeRecord;
 
     fn told(node: &str, generation: u64, port: u16) -> Arc<NodeRecord> {
         let status = Status {
@@ -378,12 +428,12 @@ mod tests {
     fn a_snapshot_is_signed_once_for_all_nodes_and_anew_before_it_is_old() {
         let (_dir, signer, _) = signer(160);
         let (signer, records) = (signer.unwrap(), Records { generation: 3, ..Records::default() });
-        let at = |ms| signer.snapshot(&records, ms).unwrap();
+        let at = |ms| signer.snapshot(&records, ms).unwrap().envelope.clone();
         let first = at(1_000);
         assert_eq!(at(10_000), first);
         assert_ne!(at(11_000), first);
         let changed = Records { generation: 4, ..Records::default() };
-        assert_ne!(signer.snapshot(&changed, 11_000).unwrap(), at(11_000));
+        assert_ne!(signer.snapshot(&changed, 11_000).unwrap().envelope, at(11_000));
         let root = Root::first(&signer.roots[0].1).unwrap();
         let snapshot = Snapshot::signed(&first, &root).unwrap();
         assert_eq!((snapshot.version, snapshot.issued_ms, snapshot.expires_ms), (3, 1_000, 161_000));

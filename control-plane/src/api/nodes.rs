@@ -11,7 +11,7 @@ use axum::routing::{delete, get, post, put};
 use http::StatusCode;
 use http::header::RETRY_AFTER;
 use selvage_config::NodeName;
-use selvage_config::plan::{NODES_PATH, PLAN_PATH, POLL_MS_MAX, Status};
+use selvage_config::plan::{NODES_PATH, News, PLAN_PATH, POLL_MS_MAX, Status, Told};
 
 use super::{Named, Queries, Route, json};
 use crate::access::{Act, Caller, OperatorId, Peer};
@@ -41,7 +41,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::new(
             ("GET", format!("{PLAN_PATH}/{{node}}")),
             "look, or the node's own certificate",
-            "What a node shall run, once it is newer than the generation `after`; waits up to `wait_ms`.",
+            "What a node shall run, once it is newer than the generation `after`; waits up to `wait_ms`. With `nonce`, what changed.",
             get(plan),
         ),
     ]
@@ -137,8 +137,13 @@ async fn plan(
     };
     let after = queries.number("after")?;
     let wait = Duration::from_millis(queries.number("wait_ms")?.unwrap_or(0).min(POLL_MS_MAX));
-    Ok(match parts.fleet.poll(&node, reader, after, wait, parts.stopping.clone()).await {
-        Polled::News(plan) => Json(plan).into_response(),
+    let nonce = queries.text("nonce");
+    Ok(match parts.fleet.poll(&node, reader, (after, nonce), wait, parts.stopping.clone()).await {
+        // Who gives no nonce knows nothing of deltas.
+        Polled::News(news) => match *news {
+            News { plan: Told::Whole(plan), .. } if nonce.is_none() => Json(plan).into_response(),
+            news => Json(news).into_response(),
+        },
         Polled::Nothing => StatusCode::NOT_MODIFIED.into_response(),
         Polled::TooMany => {
             let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "too many wait for plans");

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
-use selvage_config::plan::Plan;
+use reqwest::{Method, StatusCode};
+use selvage_config::plan::{News, Plan, Told};
+use selvage_config::snapshot::Snapshot;
 use serde_json::json;
 
+use crate::freshness::signing;
 use crate::world::{Asker, World, app, json_of, status};
 
 async fn plan(asker: &Asker, node: &str, query: &str) -> Plan {
@@ -122,4 +124,80 @@ async fn a_node_that_knows_more_is_told_no_less() {
     ops.release("hello", "v1").await;
     let next = plan(&old, "fra-1", "after=57").await;
     assert_eq!((next.generation, next.releases.len(), next.peers.len()), (58, 1, 4));
+}
+
+async fn news(asker: &Asker, after: u64, nonce: &str) -> News {
+    let answer = asker.get(&format!("/api/v1/plans/fra-1?after={after}&nonce={nonce}")).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    answer.json().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_node_that_gives_the_nonce_is_told_what_changed_and_has_the_same_plan_as_if_it_were_told_all() {
+    let (mut world, root) = signing().await;
+    let (ops, node) = (world.ops(), world.node("fra-1"));
+    for name in ["one", "two", "three"] {
+        for version in ["1", "2"] {
+            ops.push_app(&format!("apps/{name}"), &format!("v{version}"), &app(name, version, &[])).await;
+        }
+        assert_eq!(ops.release(name, "v1").await.status(), StatusCode::CREATED);
+    }
+    node.tell(&status("fra-1", 0, Some(7001), vec![])).await;
+    let News { mut nonce, plan: Told::Whole(first) } = news(&node, 0, "none").await else {
+        panic!("a delta of nothing")
+    };
+    let mut own = *first;
+    let split = json!({ "repository": "apps/two", "reference": "v2", "rollout": { "split": { "percent": 5 } } });
+    let waves = json!({ "waves": { "waves": [{ "nodes": "100%", "bake_ms": 600_000 }] } });
+    let waves = json!({ "repository": "apps/three", "reference": "v2", "rollout": waves });
+    let revoked = json!({ "digests": [selvage_config::Digest::of(b"bad")] });
+    let changes = [
+        (Method::POST, "/api/v1/apps/one/releases", json!({ "repository": "apps/one", "reference": "v2" })),
+        (Method::POST, "/api/v1/apps/two/releases", split),
+        (Method::POST, "/api/v1/nodes/fra-1", json!("drain")),
+        (Method::POST, "/api/v1/revocations", revoked),
+        (Method::POST, "/api/v1/nodes/fra-1", json!("cordon")),
+        (Method::POST, "/api/v1/apps/one/rollback", json!({})),
+        (Method::POST, "/api/v1/nodes/fra-1", json!("uncordon")),
+        (Method::POST, "/api/v1/apps/three/releases", waves),
+        (Method::DELETE, "/api/v1/apps/one", json!({})),
+    ];
+    for (step, (method, path, body)) in changes.into_iter().enumerate() {
+        let done = ops.ask(method, path).json(&body).send().await.unwrap();
+        assert!(done.status().is_success(), "{path}: {}", done.text().await.unwrap());
+        let peer = format!("iad-{step}");
+        // Peers come, move and stay.
+        world.node(&peer).tell(&status(&peer, 0, Some(8000), vec![])).await;
+        world.node("iad-0").tell(&status("iad-0", 0, Some(9000 + u16::try_from(step).unwrap()), vec![])).await;
+        let News { nonce: next, plan: told } = news(&node, own.generation, &nonce).await;
+        let Told::Delta(delta) = told else { panic!("{path}: told all") };
+        own = own.with(*delta).unwrap();
+        let whole = plan(&node, "fra-1", "").await;
+        if own.generation == whole.generation {
+            assert_eq!(own, whole, "{path}");
+        }
+        Snapshot::signed(own.snapshot.as_ref().unwrap(), &root).unwrap();
+        nonce = next;
+    }
+    assert!(own.releases.len() == 2 && own.drain && own.peers.len() == 9, "{own:?}");
+    // Who has no nonce, or one of another run, is told all.
+    assert!(matches!(news(&node, own.generation - 1, "none").await.plan, Told::Whole(_)));
+    world.restart().await;
+    let again = news(&world.node("fra-1"), own.generation - 1, &nonce).await;
+    assert!(matches!(again.plan, Told::Whole(_)) && again.nonce != nonce);
+}
+
+#[tokio::test]
+async fn what_many_nodes_tell_at_once_is_all_written_down() {
+    let world = World::start().await;
+    let names: Vec<String> = (0..40).map(|number| format!("fra-{number}")).collect();
+    let told = names.iter().map(|name| {
+        let (node, status) = (world.node(name), status(name, 0, Some(7001), vec![]));
+        tokio::spawn(async move { node.tell(&status).await.status() })
+    });
+    for told in told.collect::<Vec<_>>() {
+        assert_eq!(told.await.unwrap(), StatusCode::NO_CONTENT);
+    }
+    let listed = json_of(world.ops().get("/api/v1/nodes").await, StatusCode::OK).await;
+    assert_eq!(listed.as_array().unwrap().len(), names.len());
 }

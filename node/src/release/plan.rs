@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use selvage_config::plan::{NODES_PATH, PLAN_BYTES_MAX, PLAN_PATH, POLL_MS_MAX, Plan, STATUS_MS, Status, WATCHED_MS};
+use selvage_config::plan::{
+    DeltaError, NODES_PATH, News, PLAN_BYTES_MAX, PLAN_PATH, POLL_MS_MAX, Plan, STATUS_MS, Status, Told, WATCHED_MS,
+};
 use selvage_config::root::{ROOT_BYTES_MAX, ROOTS_PATH};
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::{SNAPSHOT_PATH, SnapshotError};
@@ -22,6 +24,8 @@ use crate::metrics::Metrics;
 const POLL: Duration = Duration::from_millis(POLL_MS_MAX * 2 / 3);
 /// First and longest pause after a failure. The longest is what a fleet takes to come back to a control plane.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// Given for a nonce by who has none.
+const NO_NONCE: &str = "none";
 /// Roots that are read at once.
 const ROOTS_AT_ONCE: usize = 16;
 /// Most apps on one node.
@@ -36,6 +40,12 @@ pub enum PlanError {
     /// It is not of the schema.
     #[error("read plan")]
     Json(#[source] serde_json::Error),
+    /// What changed does not fit what is here: the plan is asked for whole.
+    #[error("make a plan of what changed")]
+    Delta(#[from] DeltaError),
+    /// What changed is told to who has no plan.
+    #[error("what changed in a plan was told, and there is none yet")]
+    Baseless,
     /// It is for another node.
     #[error("plan is for node {0}")]
     Node(NodeName),
@@ -83,9 +93,26 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Reads a plan that was answered to the question for one after generation `taken`.
-fn accept(bytes: &[u8], node: &NodeName, taken: u64) -> Result<Plan, PlanError> {
-    let plan: Plan = serde_json::from_slice(bytes).map_err(PlanError::Json)?;
+/// Reads what was answered to the question for a plan after generation `taken`: the plan, or what changed since `base`.
+fn accept(bytes: &[u8], node: &NodeName, taken: u64, base: Option<&Plan>) -> Result<(Plan, String), PlanError> {
+    let (nonce, plan) = match serde_json::from_slice(bytes) {
+        Ok(News { nonce, plan }) => (nonce, plan),
+        // A control plane of before there were deltas answers with the plan alone.
+        Err(error) => match serde_json::from_slice(bytes) {
+            Ok(plan) => (NO_NONCE.to_owned(), Told::Whole(plan)),
+            Err(_) => return Err(PlanError::Json(error)),
+        },
+    };
+    let plan = match (plan, base) {
+        (Told::Whole(plan), _) => *plan,
+        (Told::Delta(delta), Some(base)) => base.with(*delta)?,
+        (Told::Delta(_), None) => return Err(PlanError::Baseless),
+    };
+    check(plan, node, taken).map(|plan| (plan, nonce))
+}
+
+/// Goes on only with a plan that is for this node, new, and says one thing of each app.
+fn check(plan: Plan, node: &NodeName, taken: u64) -> Result<Plan, PlanError> {
     if plan.node != *node {
         return Err(PlanError::Node(plan.node));
     }
@@ -106,12 +133,19 @@ fn accept(bytes: &[u8], node: &NodeName, taken: u64) -> Result<Plan, PlanError> 
     }
 }
 
-/// The next plan, or none for now.
-async fn ask(origin: &Origin, course: &Course) -> Result<Option<Plan>, PlanError> {
+/// The next plan, or none for now. `nonce` names what the control plane remembers of the last one; after anything that
+/// went wrong it names nothing, and the plan comes whole.
+async fn ask(origin: &Origin, course: &Course, nonce: &mut String) -> Result<Option<Plan>, PlanError> {
     let (node, taken) = (&course.node, course.taken());
-    let path = format!("{PLAN_PATH}/{node}?after={taken}&wait_ms={}", POLL.as_millis());
+    let given = std::mem::replace(nonce, NO_NONCE.to_owned());
+    let path = format!("{PLAN_PATH}/{node}?after={taken}&nonce={given}&wait_ms={}", POLL.as_millis());
     let answer = origin.get_once(&path, "application/json", PLAN_BYTES_MAX as u64, POLL).await?;
-    let Some(plan) = answer.map(|bytes| accept(&bytes, node, taken)).transpose()? else { return Ok(None) };
+    let Some(bytes) = answer else {
+        *nonce = given;
+        return Ok(None);
+    };
+    let base = course.plans.borrow().clone();
+    let (plan, told) = accept(&bytes, node, taken, base.as_deref())?;
     if let Some(ledger) = &course.ledger {
         let accepted = ledger.accept(&plan, now_ms());
         if matches!(accepted, Err(SnapshotError::Untrusted { .. })) && follow(origin, ledger).await? {
@@ -120,6 +154,7 @@ async fn ask(origin: &Origin, course: &Course) -> Result<Option<Plan>, PlanError
             accepted?;
         }
     }
+    *nonce = told;
     Ok(Some(plan))
 }
 
@@ -154,9 +189,10 @@ pub async fn watch(origin: Origin, course: Course) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut is_reached = true;
     let mut told = String::new();
+    let mut nonce = NO_NONCE.to_owned();
     while !course.plans.is_closed() {
         let asked = Instant::now();
-        let answer = match ask(&origin, &course).await {
+        let answer = match ask(&origin, &course, &mut nonce).await {
             Ok(None) => refresh(&origin, &course).await.map(|()| None),
             other => other,
         };
@@ -285,6 +321,7 @@ pub async fn report<T>(origin: Origin, mut changes: watch::Receiver<T>, status: 
 #[cfg(test)]
 mod tests {
     use selvage_config::Digest;
+    use selvage_config::plan::PlanDelta;
     use selvage_config::release::Release;
 
     use super::*;
@@ -302,13 +339,41 @@ mod tests {
     }
 
     fn accepted(plan: &Plan, node: &str, taken: u64) -> Result<Plan, PlanError> {
-        accept(&serde_json::to_vec(plan).unwrap(), &node.parse().unwrap(), taken)
+        let news = News { nonce: "n".into(), plan: Told::Whole(Box::new(plan.clone())) };
+        accept(&serde_json::to_vec(&news).unwrap(), &node.parse().unwrap(), taken, None).map(|(plan, _)| plan)
+    }
+
+    #[test]
+    fn what_changed_is_taken_on_top_of_the_plan_that_it_is_for() {
+        let changed = PlanDelta {
+            node: "fra-1".parse().unwrap(),
+            base: 3,
+            generation: 5,
+            releases: plan(5, &["b"]).releases,
+            gone: vec!["a".parse().unwrap()],
+            peers: Vec::new(),
+            left: Vec::new(),
+            candidates: Vec::new(),
+            watched: Vec::new(),
+            drain: true,
+            snapshot: None,
+        };
+        let news = News { nonce: "n".into(), plan: Told::Delta(Box::new(changed)) };
+        let bytes = serde_json::to_vec(&news).unwrap();
+        let accept = |taken, base: Option<&Plan>| accept(&bytes, &"fra-1".parse().unwrap(), taken, base);
+        let (made, nonce) = accept(3, Some(&plan(3, &["a"]))).unwrap();
+        assert_eq!((made, nonce.as_str()), (Plan { drain: true, ..plan(5, &["b"]) }, "n"));
+        assert!(matches!(accept(4, Some(&plan(4, &["a"]))), Err(PlanError::Delta(DeltaError::Base { .. }))));
+        assert!(matches!(accept(0, None), Err(PlanError::Baseless)));
+        assert!(matches!(accept(5, Some(&plan(3, &["a"]))), Err(PlanError::Back { .. })));
     }
 
     #[test]
     fn a_newer_plan_is_taken() {
         let plan = plan(3, &["a", "b"]);
         assert_eq!(accepted(&plan, "fra-1", 2).unwrap(), plan);
+        let alone = accept(&serde_json::to_vec(&plan).unwrap(), &plan.node, 2, None).unwrap();
+        assert_eq!(alone, (plan, NO_NONCE.to_owned()));
     }
 
     #[test]
@@ -332,7 +397,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
-            let _ = accept(&bytes, &"fra-1".parse().unwrap(), 0);
+            let _ = accept(&bytes, &"fra-1".parse().unwrap(), 0, Some(&plan(0, &["a"])));
         }
     }
 }

@@ -1,0 +1,103 @@
+//! What nodes tell. After a change of plans all of them tell at once: whoever comes first writes down what all those have
+//! told who wait, in one change.
+
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::Instant;
+
+use selvage_config::AppName;
+use selvage_config::plan::Status;
+
+use super::{Fleet, GENERATION_MAX, NODES_MAX, StatusError};
+use crate::state::{NodeRecord, Records, StateError};
+
+/// What a node told, and what became of it.
+#[derive(Debug)]
+pub(super) struct Telling {
+    told: Arc<NodeRecord>,
+    outcome: OnceLock<Outcome>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    Taken,
+    /// There are too many nodes.
+    Full,
+    /// The disk did not take it.
+    Failed,
+}
+
+impl Fleet {
+    /// Takes in what a node tells. `from` is where it calls from: a node that listens at any address does not know
+    /// how its peers reach it.
+    pub(crate) fn tell(&self, mut status: Status, from: IpAddr) -> Result<(), StatusError> {
+        if status.generation > GENERATION_MAX {
+            return Err(StatusError::Generation { generation: status.generation });
+        }
+        let node = status.node.clone();
+        let load = std::mem::take(&mut status.load);
+        {
+            let records = self.records();
+            let moves =
+                |app: &AppName| records.apps.get(app).is_some_and(|app| app.running().is_some() || app.split.is_some());
+            self.loads.take(&node, load, moves);
+        }
+        let replication = status.replication.map(|mut address| {
+            if address.ip().is_unspecified() {
+                address.set_ip(from.to_canonical());
+            }
+            address
+        });
+        let told = NodeRecord { status, replication };
+        if !self.records().nodes.get(&node).is_some_and(|known| **known == told) {
+            let telling = Arc::new(Telling { told: Arc::new(told), outcome: OnceLock::new() });
+            self.told.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&telling));
+            self.write_down_what_was_told();
+            match telling.outcome.get() {
+                Some(Outcome::Taken) => {}
+                Some(Outcome::Full) => return Err(StatusError::Nodes),
+                Some(Outcome::Failed) | None => return Err(StatusError::Unwritten),
+            }
+        }
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(node, Instant::now());
+        Ok(())
+    }
+
+    /// Once it returns, everything that was told before it was called is written down, by this caller or another one.
+    fn write_down_what_was_told(&self) {
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        if all.is_empty() {
+            return;
+        }
+        let changed = self.change_under(&changing, |records| {
+            let outcomes: Vec<Outcome> = all.iter().map(|telling| take(records, &telling.told)).collect();
+            Ok::<_, StateError>(outcomes)
+        });
+        let outcomes = match changed {
+            Ok((outcomes, _)) => outcomes,
+            Err(error) => {
+                tracing::error!(%error, nodes = all.len(), "what nodes told was not written down");
+                vec![Outcome::Failed; all.len()]
+            }
+        };
+        for (telling, outcome) in all.iter().zip(outcomes) {
+            // Nobody else has taken it out of the list.
+            let _ = telling.outcome.set(outcome);
+        }
+        let records = self.records();
+        if records.is_behind() {
+            let (told, own) = (records.told_generation(), records.generation);
+            tracing::error!(told, own, "nodes know a newer plan than this control plane: was its state lost?");
+        }
+    }
+}
+
+fn take(records: &mut Records, told: &Arc<NodeRecord>) -> Outcome {
+    let node = &told.status.node;
+    if !records.nodes.contains_key(node) && records.nodes.len() >= NODES_MAX {
+        return Outcome::Full;
+    }
+    records.nodes.insert(node.clone(), Arc::clone(told));
+    Outcome::Taken
+}
