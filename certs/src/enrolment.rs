@@ -30,6 +30,16 @@ impl Enrolment {
         Ok(Self { key, request })
     }
 
+    /// Makes a new key and a request for a certificate of `name`, as a public authority wants it: the name in the
+    /// request is the one that was ordered (RFC 8555 7.4).
+    pub fn of_name(name: &str) -> Result<Self, AuthorityError> {
+        let key = KeyPair::generate().map_err(AuthorityError::Make)?;
+        let mut params = CertificateParams::new([name.to_owned()]).map_err(AuthorityError::Make)?;
+        params.distinguished_name = DistinguishedName::new();
+        let request = params.serialize_request(&key).map_err(AuthorityError::Make)?.der().to_vec();
+        Ok(Self { key, request })
+    }
+
     /// A request for another certificate of the key that `identity` has. Then one file changes and not two, so that no
     /// crash leaves a key beside a certificate that it does not fit.
     pub fn again(identity: &Identity) -> Result<Self, AuthorityError> {

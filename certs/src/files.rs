@@ -20,7 +20,7 @@ use crate::IdentityError;
 /// Largest PEM file that is read, bytes. A bundle of public roots has some 220 KiB.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
 /// Certificates in a chain.
-const CHAIN_CERTIFICATES_MAX: usize = 10;
+pub(crate) const CHAIN_CERTIFICATES_MAX: usize = 10;
 /// Certificates in a file of roots.
 const ROOTS_MAX: usize = 1_000;
 /// Characters on a line (RFC 7468 2).

@@ -43,6 +43,8 @@ pub struct FrontTls {
     pub secret: FrontSecret,
     /// What is spoken over TCP.
     pub versions: TlsVersions,
+    /// Whether an ACME authority may look for challenges over TCP (RFC 8737).
+    pub has_challenges: bool,
 }
 
 /// A public server that shows what the resolver finds and offers `alpn`, preferred first. Clients show nothing.

@@ -126,6 +126,11 @@ impl Identity {
         &self.names
     }
 
+    /// When the leaf begins.
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
     /// When the leaf ends.
     pub fn not_after(&self) -> SystemTime {
         self.not_after

@@ -1,6 +1,7 @@
 //! TLS identities of Selvage: who a peer is, where its key lies, and what a listener shows to whom.
 //!
-//! Three users. A node's public listener shows certificates by name ([`Resolver`], kept fresh by [`Reload`]).
+//! Three users. A node's public listener shows certificates by name ([`Resolver`]): those of files, kept fresh by
+//! [`Reload`], and those that it got by ACME ([`IssuedFiles`], [`Challenges`], [`Window`]).
 //! Nodes and the control plane know each other by a certificate of the fleet's own [`Authority`], whose URI name
 //! is a [`Role`]. Operators reach the control plane with such a certificate or with a token.
 //!
@@ -18,6 +19,10 @@ mod role;
 mod authority;
 mod enrolment;
 
+mod challenge;
+mod issued;
+mod renewal;
+
 mod reload;
 mod resolver;
 
@@ -28,13 +33,16 @@ mod front;
 mod mutual;
 
 pub use authority::{Authority, AuthorityError};
+pub use challenge::{ACME_ALPN, Answering, ChallengeError, Challenges, DIGEST_BYTES};
 pub use enrolment::Enrolment;
 pub use files::{FileError, PemFiles, chain_pem, roots_from_pem};
 pub use front::{FrontTls, TlsVersions, front_server};
 pub use identity::{Identity, IdentityError};
+pub use issued::IssuedFiles;
 pub use mutual::{ClientAuth, TlsError, client, mutual_client, mutual_server, roots_of};
 pub use provider::{provider, provider_of};
 pub use reload::{Reload, ReloadError, Reloaded};
+pub use renewal::{Backoff, Window};
 pub use resolver::{Certificates, Resolver, ResolverError};
 pub use role::{INTERNAL_DOMAIN, OperatorName, OperatorNameError, Role, peer_of, peer_role};
 pub use secret::{FrontSecret, RandomError};

@@ -1,12 +1,13 @@
 //! Which certificate a public listener shows, by the name the client asks for.
 //!
-//! The table is immutable and swapped whole: a handshake sees the certificates of before a change or of after it,
-//! and nothing waits. An unknown name gets the default certificate if there is one and no handshake otherwise.
+//! There are two tables, of certificates from files and of those that the node got by ACME. Each is immutable and
+//! swapped whole: a handshake sees the certificates of before a change or of after it, and nothing waits. An unknown name
+//! gets the default certificate if there is one and no handshake otherwise.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -15,6 +16,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 use rustls_pki_types::DnsName;
 
 use crate::Identity;
+use crate::challenge::{ACME_ALPN, Challenges};
 
 /// Names in one table.
 const NAMES_MAX: usize = 100_000;
@@ -64,6 +66,15 @@ impl Certificates {
         Ok(table)
     }
 
+    /// A table of identities that are each shown for one name, whatever else their certificates say.
+    pub fn by_name<'i>(named: impl IntoIterator<Item = (&'i str, &'i Identity)>) -> Result<Self, ResolverError> {
+        let mut table = Self::default();
+        for (name, identity) in named {
+            table.put(name, identity)?;
+        }
+        Ok(table)
+    }
+
     /// The same table with a certificate for unknown names and for clients that name nothing.
     #[must_use]
     pub fn with_default(mut self, identity: &Identity) -> Self {
@@ -91,48 +102,53 @@ impl Certificates {
             return Err(ResolverError::Nameless);
         }
         for name in identity.names() {
-            let (table, host) = match name.strip_prefix("*.") {
-                Some(parent) => (&mut self.wildcard, parent),
-                None => (&mut self.exact, name.as_str()),
-            };
-            if DnsName::try_from_str(host).is_err() || host.ends_with('.') {
-                return Err(ResolverError::Name { name: name.clone() });
-            }
-            let keys = table.entry(host.to_owned()).or_default();
-            let key = identity.certified_key();
-            match keys.iter().find(|other| other.key.algorithm() == key.key.algorithm()) {
-                // A certificate may say the same name twice.
-                Some(same) if Arc::ptr_eq(same, &key) => {}
-                Some(_) => return Err(ResolverError::Taken { name: name.clone() }),
-                None => {
-                    keys.push(key);
-                    // The signature that costs least first: RSA is for clients that know nothing else.
-                    keys.sort_by_key(|key| key.key.algorithm() == SignatureAlgorithm::RSA);
-                }
+            self.put(name, identity)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, name: &str, identity: &Identity) -> Result<(), ResolverError> {
+        let (table, host) = match name.strip_prefix("*.") {
+            Some(parent) => (&mut self.wildcard, parent),
+            None => (&mut self.exact, name),
+        };
+        if DnsName::try_from_str(host).is_err() || host.ends_with('.') {
+            return Err(ResolverError::Name { name: name.to_owned() });
+        }
+        let keys = table.entry(host.to_owned()).or_default();
+        let key = identity.certified_key();
+        match keys.iter().find(|other| other.key.algorithm() == key.key.algorithm()) {
+            // A certificate may say the same name twice.
+            Some(same) if Arc::ptr_eq(same, &key) => {}
+            Some(_) => return Err(ResolverError::Taken { name: name.to_owned() }),
+            None => {
+                keys.push(key);
+                // The signature that costs least first: RSA is for clients that know nothing else.
+                keys.sort_by_key(|key| key.key.algorithm() == SignatureAlgorithm::RSA);
             }
         }
         if self.len() > NAMES_MAX { Err(ResolverError::Full) } else { Ok(()) }
     }
 
-    /// Exact before wildcard; a wildcard stands for one label (RFC 9525 6.3).
+    /// Exact before wildcard.
     fn named(&self, name: &str) -> Option<&Keys> {
         let name = lower(name);
-        self.exact.get(&*name).or_else(|| {
-            let (label, parent) = name.split_once('.')?;
-            if label.is_empty() { None } else { self.wildcard.get(parent) }
-        })
+        self.exact.get(&*name).or_else(|| self.wildcard(&name))
     }
 
-    fn find(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let keys = match name.and_then(|name| self.named(name)) {
-            Some(keys) => keys.as_slice(),
-            None => self.default.as_slice(),
-        };
-        // Without a cipher suite in common rustls tells of no scheme. With a key it then says so (`handshake_failure`, RFC
-        // 8446 4.1.1); without one it would say that the name is not served.
-        let fits = |key: &&Arc<CertifiedKey>| schemes.is_empty() || key.key.choose_scheme(schemes).is_some();
-        keys.iter().find(fits).cloned()
+    /// A wildcard stands for one label (RFC 9525 6.3).
+    fn wildcard(&self, name: &str) -> Option<&Keys> {
+        let (label, parent) = name.split_once('.')?;
+        if label.is_empty() { None } else { self.wildcard.get(parent) }
     }
+}
+
+/// The first key that makes a signature which the client can verify.
+fn fitting(keys: &[Arc<CertifiedKey>], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+    // Without a cipher suite in common rustls tells of no scheme. With a key it then says so (`handshake_failure`, RFC
+    // 8446 4.1.1); without one it would say that the name is not served.
+    let fits = |key: &&Arc<CertifiedKey>| schemes.is_empty() || key.key.choose_scheme(schemes).is_some();
+    keys.iter().find(fits).cloned()
 }
 
 /// rustls lowers names already; the table does not depend on it.
@@ -154,37 +170,83 @@ impl fmt::Debug for Certificates {
     }
 }
 
-/// The table that listeners look into, which may change under them.
+/// Told of names that clients ask for and no certificate is for.
+type Unknown = Box<dyn Fn(&str) + Send + Sync>;
+
+/// The tables that listeners look into, which may change under them.
 pub struct Resolver {
-    table: ArcSwap<Certificates>,
+    files: ArcSwap<Certificates>,
+    issued: ArcSwap<Certificates>,
+    challenges: Challenges,
+    unknown: OnceLock<Unknown>,
 }
 
 impl Resolver {
-    /// A resolver that begins with this table.
+    /// A resolver that begins with this table of files.
     pub fn new(table: Certificates) -> Self {
-        Self { table: ArcSwap::from_pointee(table) }
+        Self {
+            files: ArcSwap::from_pointee(table),
+            issued: ArcSwap::default(),
+            challenges: Challenges::default(),
+            unknown: OnceLock::new(),
+        }
     }
 
-    /// Puts another table in place, for every handshake from now on.
+    /// Puts another table of files in place, for every handshake from now on.
     pub fn swap(&self, table: Certificates) {
-        self.table.store(Arc::new(table));
+        self.files.store(Arc::new(table));
     }
 
-    /// The table as it is now.
+    /// Puts another table of certificates in place that the node got by itself. Of two for one name that of a file is
+    /// shown.
+    pub fn swap_issued(&self, table: Certificates) {
+        self.issued.store(Arc::new(table));
+    }
+
+    /// The table of files as it is now.
     pub fn table(&self) -> Arc<Certificates> {
-        self.table.load_full()
+        self.files.load_full()
+    }
+
+    /// What an ACME authority is answered.
+    pub fn challenges(&self) -> &Challenges {
+        &self.challenges
+    }
+
+    /// Tells `unknown` of each name that a client asks for and no certificate is for. It must not wait. The first call
+    /// counts.
+    pub fn on_unknown(&self, unknown: impl Fn(&str) + Send + Sync + 'static) {
+        // Whoever comes second has no say.
+        let _ = self.unknown.set(Box::new(unknown));
+    }
+
+    /// Exact names before wildcards, files before what was issued, and the default for all others.
+    fn find(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let (files, issued) = (self.files.load(), self.issued.load());
+        let Some(name) = name.map(lower) else { return fitting(files.default.as_slice(), schemes) };
+        let exact = files.exact.get(&*name).or_else(|| issued.exact.get(&*name));
+        let keys = exact.or_else(|| files.wildcard(&name)).or_else(|| issued.wildcard(&name));
+        if let (None, Some(unknown)) = (keys, self.unknown.get()) {
+            unknown(&name);
+        }
+        fitting(keys.map_or(files.default.as_slice(), Vec::as_slice), schemes)
     }
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.table.load().find(hello.server_name(), hello.signature_schemes())
+        // RFC 8737 3: who looks for a challenge offers this protocol and no other.
+        let mut alpn = hello.alpn().into_iter().flatten();
+        if (alpn.next(), alpn.next()) == (Some(ACME_ALPN), None) {
+            return self.challenges.tls(&lower(hello.server_name()?));
+        }
+        self.find(hello.server_name(), hello.signature_schemes())
     }
 }
 
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Resolver").field(&self.table.load()).finish()
+        f.debug_struct("Resolver").field("files", &self.files.load()).field("issued", &self.issued.load()).finish()
     }
 }
 
@@ -201,8 +263,16 @@ mod tests {
         Authority::create("test").unwrap().issue_server(&names, &address).unwrap()
     }
 
+    fn find(table: &Certificates, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Resolver::new(table.clone()).find(name, schemes)
+    }
+
     fn shown(table: &Certificates, name: Option<&str>, identity: &Identity) -> bool {
-        table.find(name, ECDSA).is_some_and(|key| Arc::ptr_eq(&key, &identity.certified_key()))
+        shows(&Resolver::new(table.clone()), name, identity)
+    }
+
+    fn shows(resolver: &Resolver, name: Option<&str>, identity: &Identity) -> bool {
+        resolver.find(name, ECDSA).is_some_and(|key| Arc::ptr_eq(&key, &identity.certified_key()))
     }
 
     #[test]
@@ -229,7 +299,7 @@ mod tests {
         let (known, default) = (identity(&["known.test"]), identity(&["default.test"]));
         let table = Certificates::of([&known]).unwrap();
         for name in [Some("unknown.test"), Some("default.test"), None] {
-            assert!(table.find(name, ECDSA).is_none(), "{name:?}");
+            assert!(find(&table, name, ECDSA).is_none(), "{name:?}");
             assert!(shown(&table.clone().with_default(&default), name, &default), "{name:?}");
         }
         assert!(shown(&table.with_default(&default), Some("known.test"), &known));
@@ -239,8 +309,8 @@ mod tests {
     fn a_client_that_can_verify_no_key_of_a_name_gets_none() {
         let known = identity(&["known.test"]);
         let table = Certificates::of([&known]).unwrap().with_default(&known);
-        assert!(table.find(Some("known.test"), &[SignatureScheme::RSA_PSS_SHA256]).is_none());
-        assert!(shown(&table, None, &known) && table.find(None, &[]).is_some());
+        assert!(find(&table, Some("known.test"), &[SignatureScheme::RSA_PSS_SHA256]).is_none());
+        assert!(shown(&table, None, &known) && find(&table, None, &[]).is_some());
     }
 
     #[test]
@@ -268,5 +338,35 @@ mod tests {
         resolver.swap(Certificates::of([&identity(&["new.test"])]).unwrap());
         assert!(before.knows("old.test") && !before.knows("new.test"));
         assert!(!resolver.table().knows("old.test") && resolver.table().knows("new.test"));
+    }
+
+    #[test]
+    fn what_was_issued_is_shown_where_no_file_says_more() {
+        let (file, wildcard) = (identity(&["a.example.test"]), identity(&["*.example.test"]));
+        let (one, other) = (identity(&["b.example.test", "more.test"]), identity(&["c.other.test"]));
+        let resolver = Resolver::new(Certificates::of([&file, &wildcard]).unwrap());
+        assert!(shows(&resolver, Some("b.example.test"), &wildcard));
+        let named = [("a.example.test", &one), ("b.example.test", &one), ("*.other.test", &other)];
+        resolver.swap_issued(Certificates::by_name(named).unwrap());
+        assert!(shows(&resolver, Some("a.example.test"), &file));
+        assert!(shows(&resolver, Some("B.example.test"), &one));
+        assert!(shows(&resolver, Some("c.example.test"), &wildcard));
+        assert!(shows(&resolver, Some("d.other.test"), &other));
+        assert!(resolver.find(Some("more.test"), ECDSA).is_none(), "it was not got for that name");
+    }
+
+    #[test]
+    fn names_that_nobody_has_a_certificate_for_are_told() {
+        use std::sync::Mutex;
+        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        let known = identity(&["known.test"]);
+        let resolver = Resolver::new(Certificates::of([&known]).unwrap().with_default(&known));
+        let telling = Arc::clone(&told);
+        resolver.on_unknown(move |name| telling.lock().unwrap().push(name.to_owned()));
+        resolver.on_unknown(|_| panic!("the first one was there"));
+        for name in [Some("known.test"), Some("New.test"), None] {
+            assert!(shows(&resolver, name, &known));
+        }
+        assert_eq!(*told.lock().unwrap(), ["new.test"]);
     }
 }

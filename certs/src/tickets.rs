@@ -164,9 +164,16 @@ impl ProducesTickets for NoTickets {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
+    use rustls::client::Resumption;
+    use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
+    use selvage_config::node::TlsProvider;
+
     use super::*;
+    use crate::{Authority, Certificates, FrontTls, Resolver, TlsVersions, front_server, roots_of};
 
     const PLAIN: &[u8] = b"a session";
 
@@ -221,5 +228,100 @@ mod tests {
         let (one, _) = nodes();
         let ticket = one.seal(UNIX_EPOCH - Duration::from_secs(1), PLAIN).unwrap();
         assert_eq!(one.open(UNIX_EPOCH, &ticket).unwrap(), PLAIN);
+    }
+
+    /// Tickets whose clock a test sets.
+    #[derive(Debug)]
+    struct Clocked {
+        tickets: Tickets,
+        epochs: AtomicU64,
+    }
+
+    impl Clocked {
+        fn now(&self) -> SystemTime {
+            at(self.epochs.load(Ordering::SeqCst), 0)
+        }
+    }
+
+    impl ProducesTickets for Clocked {
+        fn enabled(&self) -> bool {
+            true
+        }
+
+        fn lifetime(&self) -> u32 {
+            LIFETIME_SECONDS
+        }
+
+        fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+            self.tickets.seal(self.now(), plain)
+        }
+
+        fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+            self.tickets.open(self.now(), cipher)
+        }
+    }
+
+    /// One handshake, with all that the server says after it.
+    fn shake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> HandshakeKind {
+        let mut client = ClientConnection::new(Arc::clone(client), "shop.test".try_into().unwrap()).unwrap();
+        let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
+        while client.wants_write() || server.wants_write() {
+            let mut bytes = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut bytes).unwrap();
+            }
+            server.read_tls(&mut bytes.as_slice()).unwrap();
+            server.process_new_packets().unwrap();
+            bytes.clear();
+            while server.wants_write() {
+                server.write_tls(&mut bytes).unwrap();
+            }
+            if !bytes.is_empty() {
+                client.read_tls(&mut bytes.as_slice()).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        client.handshake_kind().unwrap()
+    }
+
+    #[test]
+    fn sessions_are_resumed_while_keys_change_under_load() {
+        const CLIENTS: usize = 4;
+        const ROUNDS: u64 = 12;
+        let authority = Authority::create("public").unwrap();
+        let table = Certificates::of([&authority.issue_server(&["shop.test".into()], &[]).unwrap()]).unwrap();
+        let roots = roots_of(&[authority.certificate_der()]).unwrap();
+        let tls = FrontTls {
+            resolver: Arc::new(Resolver::new(table)),
+            provider: TlsProvider::default(),
+            secret: FrontSecret::random().unwrap(),
+            versions: TlsVersions::Only13,
+            has_challenges: false,
+        };
+        let clocked = Arc::new(Clocked { tickets: Tickets::new(tls.secret.clone()), epochs: AtomicU64::new(0) });
+        let mut server = ServerConfig::clone(&front_server(&tls, &[], tls.versions).unwrap());
+        server.ticketer = Arc::<Clocked>::clone(&clocked);
+        let (server, round) = (Arc::new(server), Barrier::new(CLIENTS + 1));
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    let mut client = crate::client(&roots);
+                    client.resumption = Resumption::in_memory_sessions(8);
+                    let client = Arc::new(client);
+                    assert_eq!(shake(&client, &server), HandshakeKind::Full);
+                    for number in 0..ROUNDS {
+                        round.wait();
+                        // The key changes somewhere between these.
+                        for _ in 0..5 {
+                            assert_eq!(shake(&client, &server), HandshakeKind::Resumed, "round {number}");
+                        }
+                    }
+                });
+            }
+            for _ in 0..ROUNDS {
+                round.wait();
+                clocked.epochs.fetch_add(1, Ordering::SeqCst);
+            }
+        });
     }
 }

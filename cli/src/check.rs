@@ -1,11 +1,12 @@
 //! `selvage check`: everything that can be found wrong without starting anything.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use miette::Report;
-use selvage_certs::{FileError, FrontSecret, Identity};
+use selvage_certs::{FileError, FrontSecret, Identity, IssuedFiles, roots_from_pem};
 use selvage_config::bundle::Bundle;
 use selvage_config::node::NodeConfig;
 use selvage_config::policy::{Lint, Policy};
@@ -15,6 +16,8 @@ use crate::up::CacheArguments;
 use crate::{control_plane, node};
 
 const DAY_SECONDS: u64 = 86_400;
+/// Bits of a file's mode that say who may run it.
+const EXECUTABLE: u32 = 0o111;
 
 /// `selvage check`.
 #[derive(Debug, clap::Args)]
@@ -95,6 +98,42 @@ fn front(config: &NodeConfig) -> Result<String, Report> {
             return Err(wrong(message, Some("renew it")));
         };
         told += &format!("\ncertificate of {name} ends in {} days", left.as_secs() / DAY_SECONDS);
+    }
+    Ok(told + &acme(config)?)
+}
+
+/// What certificates are got with, looked at as a start would, and when those that were got end.
+fn acme(config: &NodeConfig) -> Result<String, Report> {
+    let Some(acme) = &config.acme else { return Ok(String::new()) };
+    let failed = |error: &FileError| failure("read the files of [acme]", error, None);
+    if let Some(roots) = &acme.roots {
+        roots_from_pem(roots).map_err(|error| failed(&error))?;
+    }
+    if let Some((program, _)) = acme.dns_hook() {
+        let mode = std::fs::metadata(program).map(|found| if found.is_file() { found.permissions().mode() } else { 0 });
+        if mode.is_ok_and(|mode| mode & EXECUTABLE == 0) || !program.exists() {
+            let message = format!("acme.dns_hook: {} is no program", program.display());
+            return Err(wrong(message, Some("name one by its path, with its arguments after it")));
+        }
+    }
+    if let Some(external) = &acme.external_account
+        && let Err(error) = std::fs::read(&external.key)
+    {
+        return Err(wrong(format!("acme.external_account.key: read {}: {error}", external.key.display()), None));
+    }
+    let files = IssuedFiles::at(&config.state_dir, acme.directory());
+    let mut names = files.names().map_err(|error| failed(&error))?;
+    names.extend(acme.names().filter(|name| !names.contains(name)).cloned().collect::<Vec<_>>());
+    let mut told = format!("\ncertificates from {} by {}", acme.directory(), acme.challenge().as_str());
+    for name in names {
+        let left = files.load(&name).map_err(|error| failed(&error))?;
+        let left = left.map(|identity| identity.not_after().duration_since(SystemTime::now()));
+        told += &match left {
+            None => format!("\ncertificate of {name} is not there yet"),
+            // The node is about to get another one, or tells why not.
+            Some(Err(_)) => format!("\ncertificate of {name} has expired"),
+            Some(Ok(left)) => format!("\ncertificate of {name} ends in {} days", left.as_secs() / DAY_SECONDS),
+        };
     }
     Ok(told)
 }

@@ -1,5 +1,6 @@
 //! The configuration of a node: a TOML file that its operator writes.
 
+mod acme;
 mod kv;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::limits::Limits;
 use crate::rollout::is_label_text;
 use crate::{NodeName, Region, app};
 
+pub use acme::{Acme, AcmeChallenge, AcmeName, ExternalAccount, NotAName};
 pub use kv::{Kv, KvEngine, KvStore};
 
 /// A node's configuration. Relative paths are relative to the file's directory.
@@ -39,6 +41,8 @@ pub struct NodeConfig {
     /// Certificates of the front.
     #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
+    /// Certificates that the node gets by itself.
+    pub acme: Option<Acme>,
     /// TLS of the front.
     #[serde(default)]
     pub tls: TlsSettings,
@@ -220,8 +224,8 @@ impl NodeConfig {
         if listen.https.is_none() && listen.http.is_none() {
             problems.add(None, "listen", "neither https nor http is set", Some("add https = \"0.0.0.0:443\""));
         }
-        if listen.https.is_some() && config.certificates.is_empty() {
-            let hint = "add [[certificates]] with certificate and key";
+        if listen.https.is_some() && config.certificates.is_empty() && config.acme.is_none() {
+            let hint = "add [[certificates]] with certificate and key, or [acme]";
             problems.add(None, "certificates", "listen.https needs a certificate", Some(hint));
         }
         if config.identity.is_none() && (config.control_plane.is_some() || listen.replication.is_some()) {
@@ -247,6 +251,9 @@ impl NodeConfig {
         }
         if trust.root.is_some() && trust.unsigned_plans {
             problems.add(None, "trust.unsigned_plans", "with a root every plan needs a signature", Some("remove it"));
+        }
+        if let Some(acme) = &config.acme {
+            acme.problems(listen, &mut problems);
         }
         config.front.check(&mut problems);
         for (name, value) in &config.labels {
@@ -274,6 +281,9 @@ impl NodeConfig {
             .chain(&mut self.egress.roots);
         for path in certificates.chain(identity).chain(keys).chain([&mut self.state_dir]).chain(&mut self.tls.secret) {
             *path = base.join(&path);
+        }
+        if let Some(acme) = &mut self.acme {
+            acme.place_below(base);
         }
     }
 }

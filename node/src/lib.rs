@@ -29,6 +29,7 @@ pub mod engine;
 
 pub mod release;
 
+pub mod acme;
 pub mod admin;
 pub mod fault;
 pub mod metrics;

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use selvage_certs::{FrontTls, TlsVersions, front_server};
+use selvage_certs::{ACME_ALPN, FrontTls, TlsVersions, front_server};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -164,7 +164,8 @@ impl Listeners {
         udp: Option<&UdpGroup>,
         front: &FrontTls,
     ) -> Result<SocketAddr, ListenError> {
-        let alpn: &[&[u8]] = &[b"h2", b"http/1.1"];
+        let alpn: &[&[u8]] = &[b"h2", b"http/1.1", ACME_ALPN];
+        let alpn = if front.has_challenges { alpn } else { &alpn[..2] };
         let tls = front_server(front, alpn, front.versions).map_err(ListenError::Tls)?;
         let h3 = front_server(front, &[b"h3"], TlsVersions::Only13).map_err(ListenError::Tls)?;
         let quic = quic::server_config(h3, &front.secret)?;

@@ -51,7 +51,8 @@ pub struct Metrics {
     connections: IntGaugeVec,
     turned_away: IntCounterVec,
     handshakes: IntCounterVec,
-    certificates: IntGaugeVec,
+    certificates: [(&'static str, IntGaugeVec); 2],
+    acme_orders: IntCounterVec,
     log_dropped: IntCounterVec,
     below_http: IntCounterVec,
     refused: IntCounterVec,
@@ -128,6 +129,18 @@ fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGau
     metric
 }
 
+/// Where certificates of the front come from.
+const CERTIFICATE_SOURCES: [&str; 2] = ["file", "acme"];
+
+fn certificates_of(registry: &Registry, source: &str) -> IntGaugeVec {
+    let name = "selvage_certificate_not_after_seconds";
+    let options =
+        Opts::new(name, "When a certificate of the front ends, seconds since 1970.").const_label("source", source);
+    let metric = IntGaugeVec::new(options, &["name"]).expect(FIXED);
+    registry.register(Box::new(metric.clone())).expect(FIXED);
+    metric
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -169,11 +182,12 @@ impl Metrics {
                 "TLS handshakes over TCP, by how they ended: full, resumed, failed.",
                 &["kind"],
             ),
-            certificates: gauge(
+            certificates: CERTIFICATE_SOURCES.map(|source| (source, certificates_of(&registry, source))),
+            acme_orders: counter(
                 &registry,
-                "selvage_certificate_not_after_seconds",
-                "When a certificate of the front ends, seconds since 1970.",
-                &["name"],
+                "selvage_acme_orders_total",
+                "Certificates that the node ordered by itself, by how that ended: issued, or why not.",
+                &["name", "outcome"],
             ),
             log_dropped: counter(
                 &registry,
@@ -259,13 +273,25 @@ impl Metrics {
         self.handshakes.with_label_values(&[kind]).inc();
     }
 
-    /// These are the certificates of the front, each with the first of its names and its end.
-    pub(crate) fn certificates<'n>(&self, all: impl IntoIterator<Item = (&'n str, SystemTime)>) {
-        self.certificates.reset();
+    /// These are the certificates of the front from `file`s, or those that were got by `acme`: each with the first of its
+    /// names and its end.
+    pub(crate) fn certificates<'n>(&self, source: &str, all: impl IntoIterator<Item = (&'n str, SystemTime)>) {
+        let Some((_, gauge)) = self.certificates.iter().find(|(known, _)| *known == source) else { return };
+        gauge.reset();
         for (name, end) in all {
             let seconds = end.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            self.certificates.with_label_values(&[name]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+            gauge.with_label_values(&[name]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
+    }
+
+    /// The node got a certificate.
+    pub(crate) fn acme_issued(&self, name: &str) {
+        self.acme_orders.with_label_values(&[name, "issued"]).inc();
+    }
+
+    /// It did not. Without a name it was the account that failed.
+    pub(crate) fn acme_failed(&self, name: &str, cause: &str) {
+        self.acme_orders.with_label_values(&[name, cause]).inc();
     }
 
     /// What guests of `app` write more than their logs take.

@@ -3,6 +3,7 @@
 //! What is configured is read and checked before a socket opens. What was good before the restart serves before the
 //! listeners open, from this disk alone; only then the control plane is asked for news.
 
+mod certificates;
 mod check;
 mod error;
 mod fleet;
@@ -18,10 +19,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use selvage_certs::{FrontSecret, FrontTls, PemFiles, Reload, Reloaded, Role, TlsVersions, peer_role};
+use selvage_certs::{FrontSecret, Role, peer_role};
 use selvage_config::bundle::Bundle;
 use selvage_config::node::{
-    CertificateFiles, Egress as EgressConfig, Kv as KeptBy, NodeConfig, TlsProvider, TlsSettings, TlsVersionMin, Trust,
+    CertificateFiles, Egress as EgressConfig, Kv as KeptBy, NodeConfig, TlsProvider, TlsSettings, Trust,
 };
 use selvage_config::plan::{Plan, Status};
 use selvage_config::root::ROOT_BYTES_MAX;
@@ -34,6 +35,7 @@ pub use check::check;
 pub use error::StartError;
 pub use handover::HandoverError;
 
+use self::certificates::{acme_of, certificates, front_tls, look_at_certificates, own_secret};
 use self::fleet::Fleet;
 use self::handover::{Offer, take_over};
 
@@ -161,7 +163,7 @@ impl Node {
         let drain = Duration::from_millis(config.drain_ms);
         let handover = Duration::from_millis(config.handover_ms).min(drain);
         let fleet = config.identity.as_ref().map(Fleet::load).transpose()?;
-        let reload = certificates(&config.certificates, config.tls.provider)?;
+        let reload = certificates(&config.certificates, config.tls.provider, config.acme.is_some())?;
         let secret = config.tls.secret.as_deref().map_or_else(own_secret, |path| Ok(FrontSecret::load(path)?))?;
         let seen = look_of(&config.trust);
         let policy = trust(&config.trust)?;
@@ -175,6 +177,7 @@ impl Node {
             config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
         let engines = start_engines(options);
         let state = State::open(&config.state_dir)?;
+        let acme = acme_of(&config, reload.as_ref())?;
         if takes_over {
             // What is wrong with the trust is found before the other node goes.
             ledger(&config.trust, &state)?;
@@ -189,14 +192,15 @@ impl Node {
         machine::tell_if_few_descriptors();
 
         let parts = Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone());
-        let parts = Arc::new(parts.with_front(config.front.clone()));
+        let challenges = reload.as_ref().map(|reload| reload.resolver().challenges().clone()).unwrap_or_default();
+        let parts = Arc::new(parts.with_front(config.front.clone()).with_challenges(challenges));
         let terms = base.terms.clone();
         let from = (origin.clone(), ledger.clone());
         let mut activation = Activation::new(base, from, Arc::clone(&parts), config.domain.clone(), drain);
         let report = activation.report();
         let restored = Box::pin(activation.restore()).await;
 
-        let tls = reload.as_ref().map(|reload| front_tls(reload, &config.tls, secret));
+        let tls = reload.as_ref().map(|reload| front_tls(reload, &config.tls, config.acme.as_ref(), secret));
         let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls };
         let listeners = Listeners::open(&options, inherited, Arc::clone(&parts)).await?;
         let offer = offer(&config.state_dir, &listeners, handover);
@@ -229,6 +233,9 @@ impl Node {
         tasks.spawn(activation.run(planned));
         if let Some(reload) = reload {
             tasks.spawn(look_at_certificates(reload, parts.metrics.clone()));
+        }
+        if let Some(acme) = acme {
+            tasks.spawn(acme.run(Arc::clone(&parts)));
         }
         if let Some(fleet) = fleet {
             tasks.spawn(fleet.look_after(origin.clone(), me.name.clone()));
@@ -267,10 +274,12 @@ impl Node {
     /// [`StartError`]; then nothing is left running.
     pub async fn up(options: UpOptions) -> Result<Self, StartError> {
         let engines = start_engines(EngineOptions::default());
-        let reload = certificates(options.tls.as_slice(), TlsProvider::default())?;
+        let reload = certificates(options.tls.as_slice(), TlsProvider::default(), false)?;
         let tls = TlsSettings::default();
-        let tls =
-            reload.as_ref().map(|reload| Ok::<_, StartError>(front_tls(reload, &tls, own_secret()?))).transpose()?;
+        let tls = reload
+            .as_ref()
+            .map(|reload| Ok::<_, StartError>(front_tls(reload, &tls, None, own_secret()?)))
+            .transpose()?;
         let temporary = match options.state_dir {
             Some(_) => None,
             None => Some(tempfile::tempdir().map_err(StartError::Temporary)?),
@@ -420,48 +429,6 @@ impl Me {
             admin: self.admin.get().copied(),
             apps: report.apps.values().cloned().collect(),
             plan: self.ledger.as_ref().map(|ledger| ledger.status(plan::now_ms())),
-        }
-    }
-}
-
-/// The certificates of the front, if there are any. The first is also for clients that name no host, or one that no
-/// certificate is for.
-fn certificates(files: &[CertificateFiles], provider: TlsProvider) -> Result<Option<Reload>, StartError> {
-    let pem = |files: &CertificateFiles| PemFiles { certificate: files.certificate.clone(), key: files.key.clone() };
-    let named: Vec<PemFiles> = files.iter().map(pem).collect();
-    let Some(first) = named.first().cloned() else { return Ok(None) };
-    Ok(Some(Reload::open(named, Some(first), provider)?))
-}
-
-/// A secret for one process: its tickets end with it.
-fn own_secret() -> Result<FrontSecret, StartError> {
-    FrontSecret::random().map_err(StartError::Random)
-}
-
-fn front_tls(reload: &Reload, settings: &TlsSettings, secret: FrontSecret) -> FrontTls {
-    let versions = match settings.version_min {
-        TlsVersionMin::V12 => TlsVersions::From12,
-        TlsVersionMin::V13 => TlsVersions::Only13,
-    };
-    FrontTls { resolver: reload.resolver(), provider: settings.provider, secret, versions }
-}
-
-/// Takes new certificates as they come. Bad ones are told, and the old ones stay.
-async fn look_at_certificates(mut reload: Reload, metrics: Metrics) {
-    loop {
-        let ends = reload.identities().map(|one| (one.names().first().map_or("", String::as_str), one.not_after()));
-        metrics.certificates(ends);
-        tokio::time::sleep(CERTIFICATES_LOOK).await;
-        let looked = tokio::task::spawn_blocking(move || {
-            let done = reload.reload();
-            (reload, done)
-        });
-        let Ok((back, done)) = looked.await else { return };
-        reload = back;
-        match done {
-            Ok(Reloaded::Unchanged) => {}
-            Ok(Reloaded::Changed) => tracing::info!("new certificates"),
-            Err(error) => tracing::error!(error = chain(&error), "certificates can't be used, the old ones stay"),
         }
     }
 }

@@ -411,6 +411,11 @@ impl Table {
         &self.apps
     }
 
+    /// Whether some app says that `host` is one of its own.
+    pub fn declares(&self, host: &str) -> bool {
+        host_key(host).is_some_and(|host| self.hosts.contains_key(&*host))
+    }
+
     /// Who answers this visitor: as [`Table::find`], but of two releases the one that the visitor belongs to.
     ///
     /// # Errors

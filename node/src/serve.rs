@@ -16,10 +16,12 @@ use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
+use selvage_certs::Challenges;
 use selvage_config::front::Front;
 use selvage_config::plan::ReleaseLoad;
 use selvage_config::{AppName, Limits, NodeName, Region};
 
+use crate::acme;
 use crate::admit::{Admission, Permit};
 use crate::fault::{ClientFault, Fault, GuestFault};
 use crate::jwt;
@@ -52,6 +54,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// What is taken from one client, and who is believed.
     pub front: Arc<Front>,
+    /// What an ACME authority is answered that looks whether a name leads here.
+    challenges: Challenges,
     node: NodeName,
     region: Region,
     /// The two as fields of every answer.
@@ -79,6 +83,7 @@ impl Parts {
             admission: Admission::new(requests_max),
             metrics,
             front: Arc::default(),
+            challenges: Challenges::default(),
             node,
             region,
             // The standard library's hash keys are the one source of randomness that can't fail.
@@ -92,6 +97,12 @@ impl Parts {
     #[must_use]
     pub fn with_front(self, front: Front) -> Self {
         Self { front: Arc::new(front), ..self }
+    }
+
+    /// The same parts, which answer these challenges.
+    #[must_use]
+    pub fn with_challenges(self, challenges: Challenges) -> Self {
+        Self { challenges, ..self }
     }
 
     /// The node's name.
@@ -171,6 +182,9 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
     let table = parts.table.load();
     let head::Checked { authority, wanted } = head::check(&parts.front, &mut request)?;
     record.client = request.client;
+    if let Some(answer) = acme::answer(&parts.challenges, &request, &authority) {
+        return Ok(answer);
+    }
     request.http.headers_mut().insert(fields::REQUEST_ID, record.id.clone());
     let (fields, address) = (request.http.headers(), request.client.ip());
     let visitor = Visitor { wanted: wanted.as_ref(), fields, address };

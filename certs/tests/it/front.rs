@@ -28,7 +28,13 @@ fn front(table: Certificates, versions: TlsVersions) -> Arc<ServerConfig> {
 }
 
 fn tls(resolver: Arc<Resolver>, secret: FrontSecret) -> FrontTls {
-    FrontTls { resolver, provider: TlsProvider::default(), secret, versions: TlsVersions::Only13 }
+    FrontTls {
+        resolver,
+        provider: TlsProvider::default(),
+        secret,
+        versions: TlsVersions::Only13,
+        has_challenges: false,
+    }
 }
 
 #[tokio::test]

@@ -18,8 +18,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, getrlimit};
 use rustls::HandshakeKind;
+use selvage_certs::ACME_ALPN;
 use selvage_config::front::{Front, has};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -202,12 +203,17 @@ async fn over_tls(
 ) -> anyhow::Result<()> {
     let metrics = &shared.parts.metrics;
     let handshake = timeout(Duration::from_millis(shared.parts.front.handshake_ms), acceptor.accept(tcp));
-    let tls = tokio::select! {
+    let mut tls = tokio::select! {
         // Who has not shaken hands yet loses nothing.
         () = stop.cancelled() => return Ok(()),
         tls = handshake => tls.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?,
     };
     let (_, session) = tls.get_ref();
+    if session.alpn_protocol() == Some(ACME_ALPN) {
+        // RFC 8737 3: the handshake was all that there is to see.
+        let _ = timeout(Duration::from_millis(shared.parts.front.handshake_ms), tls.shutdown()).await;
+        return Ok(());
+    }
     let is_resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
     metrics.handshake(if is_resumed { "resumed" } else { "full" });
     let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::H2 } else { Protocol::H1 };

@@ -6,6 +6,7 @@ use selvage_certs::{FileError, RandomError, ReloadError, TlsError};
 use selvage_sync::{KvError, OpenError};
 
 use super::handover::HandoverError;
+use crate::acme::AcmeError;
 use crate::admin::AdminError;
 use crate::engine::EngineError;
 use crate::host::outbound::EgressError;
@@ -39,6 +40,9 @@ pub enum StartError {
     /// A certificate of the front can't be used.
     #[error("certificates")]
     Certificates(#[from] ReloadError),
+    /// Certificates can't be got from an authority.
+    #[error("acme")]
+    Acme(#[from] Box<AcmeError>),
     /// The policy can't be used.
     #[error("trust")]
     Policy(#[from] PolicyError),

@@ -56,7 +56,7 @@ struct Front {
     roots: RootCertStore,
 }
 
-fn app(name: &str) -> ActiveApp {
+pub(crate) fn app(name: &str) -> ActiveApp {
     let route = |pattern: &str, body: String| Route {
         pattern: pattern.parse().unwrap(),
         target: Target::Static(StaticResponse { status_code: 200, headers: BTreeMap::new(), body: Some(body) }),
@@ -92,6 +92,7 @@ impl Front {
             provider: TlsProvider::default(),
             secret: FrontSecret::random().unwrap(),
             versions: TlsVersions::Only13,
+            has_challenges: false,
         };
         let options = ListenOptions { https: any, http: any, tls: Some(tls) };
         let listeners = Listeners::bind(&options, Arc::clone(&parts)).await.unwrap();

@@ -1,0 +1,147 @@
+//! Pebble, the ACME authority for tests of Let's Encrypt, with its server of names. Both stay on loopback.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use selvage_certs::Authority;
+use tokio::net::TcpStream;
+
+use super::PATIENCE;
+
+/// A program for `dns-01` that puts records into the server of names.
+const HOOK: &str = r#"set -eu
+echo "$2 $3" >> "$1"
+case $2 in
+present) curl -sSf -d "{\"host\":\"$3.\",\"value\":\"$4\"}" NAMES/set-txt ;;
+cleanup) curl -sSf -d "{\"host\":\"$3.\"}" NAMES/clear-txt ;;
+esac
+"#;
+
+/// The two programs. They end with this.
+pub(super) struct Pebble {
+    dir: tempfile::TempDir,
+    directory: u16,
+    management: u16,
+    names: u16,
+    names_management: u16,
+    children: Vec<Child>,
+}
+
+impl Drop for Pebble {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn is_there(name: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths).any(|dir| dir.join(name).is_file());
+    assert!(found || std::env::var_os("CI").is_none(), "CI needs {name}: see .ci/tools");
+    if !found {
+        eprintln!("\n!!! SKIPPED: {name} is not installed; .ci/tools DIR installs it !!!\n");
+    }
+    found
+}
+
+impl Pebble {
+    /// An authority that is not running yet. None: it is not installed.
+    pub(super) fn new() -> Option<Self> {
+        if !["pebble", "pebble-challtestsrv", "curl"].into_iter().all(is_there) {
+            return None;
+        }
+        // Ports that nobody has now, all of them held until the last is known.
+        let free: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<u16> = free.iter().map(|free| free.local_addr().unwrap().port()).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create("directory").unwrap();
+        fs::write(dir.path().join("roots.pem"), authority.certificate_pem()).unwrap();
+        let own = authority.issue_server(&[], &["127.0.0.1".parse().unwrap()]).unwrap();
+        own.save(dir.path().join("own.pem"), dir.path().join("own.key")).unwrap();
+        let [directory, management, names, names_management] = ports[..] else { unreachable!() };
+        Some(Self { dir, directory, management, names, names_management, children: Vec::new() })
+    }
+
+    /// Where its directory is.
+    pub(super) fn directory(&self) -> String {
+        format!("https://127.0.0.1:{}/dir", self.directory)
+    }
+
+    /// What its directory is believed with.
+    pub(super) fn roots(&self) -> PathBuf {
+        self.dir.path().join("roots.pem")
+    }
+
+    /// A program that puts records, for `sh`. It notes its calls in the file that is its first argument.
+    pub(super) fn hook(&self) -> PathBuf {
+        let path = self.dir.path().join("hook.sh");
+        fs::write(&path, HOOK.replace("NAMES", &format!("http://127.0.0.1:{}", self.names_management))).unwrap();
+        path
+    }
+
+    /// Starts it. It looks for challenges at these ports of 127.0.0.1, whatever the name.
+    pub(super) async fn start(&mut self, http: u16, https: u16) {
+        let path = |name: &str| self.dir.path().join(name);
+        let config = serde_json::json!({ "pebble": {
+            "listenAddress": format!("127.0.0.1:{}", self.directory),
+            "managementListenAddress": format!("127.0.0.1:{}", self.management),
+            "certificate": path("own.pem"), "privateKey": path("own.key"),
+            "httpPort": http, "tlsPort": https,
+            "ocspResponderURL": "", "externalAccountBindingRequired": false,
+            "retryAfter": { "authz": 1, "order": 1 },
+        }});
+        fs::write(path("config.json"), config.to_string()).unwrap();
+        let at = |port: u16| format!("127.0.0.1:{port}");
+        let mut names = Command::new("pebble-challtestsrv");
+        names.args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", "", "-defaultIPv4", "127.0.0.1"]);
+        names.args(["-dns01", &at(self.names), "-management", &at(self.names_management)]);
+        let mut pebble = Command::new("pebble");
+        pebble.arg("-config").arg(path("config.json")).args(["-dnsserver", &at(self.names)]);
+        // It looks at once, and at each order anew.
+        pebble.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_AUTHZREUSE", "0");
+        for (command, log) in [(&mut names, "names.log"), (&mut pebble, "pebble.log")] {
+            let log = fs::File::create(path(log)).unwrap();
+            command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+            self.children.push(command.spawn().unwrap());
+        }
+        for port in [self.names_management, self.directory, self.management] {
+            let opening = async {
+                while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, opening).await.expect("pebble does not start");
+        }
+    }
+
+    /// Has `name` lead to `address`.
+    pub(super) async fn resolve(&self, name: &str, address: &str) {
+        let body = format!("{{\"host\":\"{name}.\",\"addresses\":[\"{address}\"]}}");
+        curl(&["-d", &body, &format!("http://127.0.0.1:{}/clear-a", self.names_management)]).await;
+        curl(&["-d", &body, &format!("http://127.0.0.1:{}/add-a", self.names_management)]).await;
+    }
+
+    /// Who vouches for what it issues.
+    pub(super) async fn issuer(&self) -> RootCertStore {
+        let roots: &Path = &self.roots();
+        let roots = roots.to_str().unwrap();
+        let pem = curl(&["--cacert", roots, &format!("https://127.0.0.1:{}/roots/0", self.management)]).await;
+        let mut store = RootCertStore::empty();
+        store.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+        store
+    }
+}
+
+async fn curl(arguments: &[&str]) -> Vec<u8> {
+    let output = tokio::process::Command::new("curl").args(["-sSf"]).args(arguments).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
