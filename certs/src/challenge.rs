@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
+use rustls::server::ClientHello;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use selvage_config::node::TlsProvider;
@@ -20,6 +21,12 @@ pub const ACME_ALPN: &[u8] = b"acme-tls/1";
 const HTTP_PREFIX: &str = "/.well-known/acme-challenge/";
 /// Bytes of a challenge's digest.
 pub const DIGEST_BYTES: usize = 32;
+
+/// Whether a client only looks for a challenge: it offers this protocol and no other (RFC 8737 3).
+pub(crate) fn is_challenge(hello: &ClientHello<'_>) -> bool {
+    let mut alpn = hello.alpn().into_iter().flatten();
+    (alpn.next(), alpn.next()) == (Some(ACME_ALPN), None)
+}
 
 /// A certificate for a challenge can't be made.
 #[derive(Debug, thiserror::Error)]

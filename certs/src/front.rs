@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use rustls::compress::CompressionCache;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
-use selvage_config::node::TlsProvider;
+use selvage_config::node::{Alpn, TlsProvider};
 
+use crate::challenge::{ACME_ALPN, is_challenge};
+use crate::mutual::client_verifier;
 use crate::secret::FrontSecret;
-use crate::{Resolver, TlsError, provider_of};
+use crate::tickets::NoTickets;
+use crate::{NameRule, NameRules, Resolver, TlsError, provider_of};
 
 /// Compressed certificates that are kept (RFC 8879): to compress one takes longer than a handshake.
 const COMPRESSED_MAX: usize = 1_024;
@@ -45,6 +50,96 @@ pub struct FrontTls {
     pub versions: TlsVersions,
     /// Whether an ACME authority may look for challenges over TCP (RFC 8737).
     pub has_challenges: bool,
+    /// Names that differ from the others.
+    pub rules: Arc<NameRules>,
+}
+
+/// What is shown and spoken over TCP, by name.
+#[derive(Debug)]
+pub struct FrontServers {
+    any: Arc<ServerConfig>,
+    /// By [`NameRule`].
+    named: Vec<Arc<ServerConfig>>,
+    rules: Arc<NameRules>,
+}
+
+impl FrontServers {
+    /// Servers over TCP. Names without a rule are offered `alpn`, preferred first.
+    ///
+    /// # Errors
+    /// Roots of clients that can't be used.
+    pub fn new(tls: &FrontTls, alpn: &[&[u8]]) -> Result<Self, TlsError> {
+        let mut all = alpn.to_vec();
+        if tls.has_challenges {
+            all.push(ACME_ALPN);
+        }
+        let any = front_server(tls, &all, tls.versions)?;
+        let named = tls.rules.all().iter().map(|rule| named_server(tls, &any, rule)).collect::<Result<_, _>>()?;
+        Ok(Self { any, named, rules: Arc::clone(&tls.rules) })
+    }
+
+    /// The server for every name, if there is but one.
+    pub fn only(&self) -> Option<&Arc<ServerConfig>> {
+        self.named.is_empty().then_some(&self.any)
+    }
+
+    /// The server for a client that says this, and the rule of the name that it asks for.
+    pub fn choose(&self, hello: &ClientHello<'_>) -> (Arc<ServerConfig>, Option<&Arc<NameRule>>) {
+        let rule = hello.server_name().and_then(|name| self.rules.of(&name.to_ascii_lowercase()));
+        match rule {
+            // An authority has no certificate of ours to show.
+            Some(rule) if !is_challenge(hello) => (Arc::clone(&self.named[rule.index]), Some(rule)),
+            _ => (Arc::clone(&self.any), rule),
+        }
+    }
+}
+
+/// The server of one name, which differs from that of any other.
+fn named_server(tls: &FrontTls, any: &ServerConfig, rule: &NameRule) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = match rule.clients() {
+        None => any.clone(),
+        Some(clients) => {
+            let verifier = client_verifier(Arc::clone(&clients.roots), clients.auth, tls.provider)?;
+            let mut config = ServerConfig::builder_with_provider(provider_of(tls.provider))
+                .with_protocol_versions(tls.versions.list())
+                .expect("both providers have TLS 1.2 and 1.3")
+                .with_client_cert_verifier(verifier)
+                .with_cert_resolver(Arc::<Resolver>::clone(&tls.resolver));
+            // A resumed session would carry an identity past its certificate's end.
+            config.ticketer = Arc::new(NoTickets);
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            config.cert_compression_cache = Arc::clone(&any.cert_compression_cache);
+            config
+        }
+    };
+    config.alpn_protocols = rule.over_tcp().map(|alpn| alpn.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+/// Shows nothing for names that have no HTTP/3.
+#[derive(Debug)]
+struct OverQuic {
+    resolver: Arc<Resolver>,
+    rules: Arc<NameRules>,
+}
+
+impl ResolvesServerCert for OverQuic {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let rule = hello.server_name().and_then(|name| self.rules.of(&name.to_ascii_lowercase()));
+        if rule.is_some_and(|rule| !rule.speaks(Alpn::H3)) { None } else { self.resolver.resolve(hello) }
+    }
+}
+
+/// A public server for QUIC.
+pub fn quic_server(tls: &FrontTls) -> Result<Arc<ServerConfig>, TlsError> {
+    let server = front_server(tls, &[Alpn::H3.as_bytes()], TlsVersions::Only13)?;
+    if tls.rules.is_empty() {
+        return Ok(server);
+    }
+    let mut config = Arc::unwrap_or_clone(server);
+    config.cert_resolver = Arc::new(OverQuic { resolver: Arc::clone(&tls.resolver), rules: Arc::clone(&tls.rules) });
+    Ok(Arc::new(config))
 }
 
 /// A public server that shows what the resolver finds and offers `alpn`, preferred first. Clients show nothing.

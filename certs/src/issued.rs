@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use ring::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use selvage_config::node::AcmeName;
+use selvage_config::node::CertificateName;
 
 use crate::files::{self, FileError, Readers};
 use crate::{Enrolment, Identity};
@@ -57,7 +57,7 @@ impl IssuedFiles {
     }
 
     /// The certificate of `name`, if there is one.
-    pub fn load(&self, name: &AcmeName) -> Result<Option<Identity>, FileError> {
+    pub fn load(&self, name: &CertificateName) -> Result<Option<Identity>, FileError> {
         let path = self.path(name);
         match Identity::load(&path, &path) {
             Ok(identity) => Ok(Some(identity)),
@@ -67,7 +67,7 @@ impl IssuedFiles {
     }
 
     /// The names that there are files for.
-    pub fn names(&self) -> Result<Vec<AcmeName>, FileError> {
+    pub fn names(&self) -> Result<Vec<CertificateName>, FileError> {
         let failed = |source| FileError::Read { path: self.directory.clone(), source };
         let mut names = Vec::new();
         let entries = match fs::read_dir(&self.directory) {
@@ -79,20 +79,20 @@ impl IssuedFiles {
             let Some(name) = name.to_str().and_then(|name| name.strip_suffix(PEM)) else { continue };
             let name = name.strip_prefix(WILDCARD).map_or_else(|| name.to_owned(), |rest| format!("*{rest}"));
             // Other files are somebody else's.
-            names.extend(AcmeName::try_from(name));
+            names.extend(CertificateName::try_from(name));
         }
         names.sort();
         Ok(names)
     }
 
     /// Keeps a certificate in place of the one before.
-    pub fn save(&self, name: &AcmeName, identity: &Identity) -> Result<(), FileError> {
+    pub fn save(&self, name: &CertificateName, identity: &Identity) -> Result<(), FileError> {
         let text = files::key_pem(identity.key()) + &identity.chain_pem();
         files::write(&self.path(name), &text, Readers::Owner)
     }
 
     /// Forgets the certificate of `name`.
-    pub fn remove(&self, name: &AcmeName) -> Result<(), FileError> {
+    pub fn remove(&self, name: &CertificateName) -> Result<(), FileError> {
         remove(&self.path(name))
     }
 
@@ -115,7 +115,7 @@ impl IssuedFiles {
         remove(&self.directory.join(ACCOUNT))
     }
 
-    fn path(&self, name: &AcmeName) -> PathBuf {
+    fn path(&self, name: &CertificateName) -> PathBuf {
         self.directory.join(format!("{}{PEM}", name.as_str().replacen('*', WILDCARD, 1)))
     }
 }
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::Authority;
 
-    fn name(text: &str) -> AcmeName {
+    fn name(text: &str) -> CertificateName {
         text.to_owned().try_into().unwrap()
     }
 

@@ -29,6 +29,8 @@ mod resolver;
 mod secret;
 mod tickets;
 
+mod names;
+
 mod front;
 mod mutual;
 
@@ -36,10 +38,11 @@ pub use authority::{Authority, AuthorityError};
 pub use challenge::{ACME_ALPN, Answering, ChallengeError, Challenges, DIGEST_BYTES};
 pub use enrolment::Enrolment;
 pub use files::{FileError, PemFiles, chain_pem, roots_from_pem};
-pub use front::{FrontTls, TlsVersions, front_server};
+pub use front::{FrontServers, FrontTls, TlsVersions, front_server, quic_server};
 pub use identity::{Identity, IdentityError};
 pub use issued::IssuedFiles;
 pub use mutual::{ClientAuth, TlsError, client, mutual_client, mutual_server, roots_of};
+pub use names::{NameRule, NameRules};
 pub use provider::{provider, provider_of};
 pub use reload::{Reload, ReloadError, Reloaded};
 pub use renewal::{Backoff, Window};

@@ -5,14 +5,16 @@
 
 use std::sync::Arc;
 
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier, client::Resumption};
 use rustls_pki_types::CertificateDer;
+use selvage_config::node::TlsProvider;
 
 use crate::tickets::NoTickets;
-use crate::{Identity, provider};
+use crate::{Identity, provider, provider_of};
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -75,15 +77,7 @@ pub fn mutual_server(
     roots: &RootCertStore,
     auth: ClientAuth,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), provider());
-    let verifier = match auth {
-        ClientAuth::Required => verifier,
-        ClientAuth::Optional => verifier.allow_unauthenticated(),
-    };
-    let verifier = verifier.build().map_err(|error| match error {
-        VerifierBuilderError::NoRootAnchors => TlsError::NoRoots,
-        other => TlsError::Verifier(other),
-    })?;
+    let verifier = client_verifier(Arc::new(roots.clone()), auth, TlsProvider::default())?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .expect("both providers have TLS 1.3")
@@ -93,6 +87,23 @@ pub fn mutual_server(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// Who verifies the certificates of clients.
+pub(crate) fn client_verifier(
+    roots: Arc<RootCertStore>,
+    auth: ClientAuth,
+    provider: TlsProvider,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider_of(provider));
+    let verifier = match auth {
+        ClientAuth::Required => verifier,
+        ClientAuth::Optional => verifier.allow_unauthenticated(),
+    };
+    verifier.build().map_err(|error| match error {
+        VerifierBuilderError::NoRootAnchors => TlsError::NoRoots,
+        other => TlsError::Verifier(other),
+    })
 }
 
 fn client_builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {

@@ -16,7 +16,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 use rustls_pki_types::DnsName;
 
 use crate::Identity;
-use crate::challenge::{ACME_ALPN, Challenges};
+use crate::challenge::{Challenges, is_challenge};
 
 /// Names in one table.
 const NAMES_MAX: usize = 100_000;
@@ -235,9 +235,7 @@ impl Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // RFC 8737 3: who looks for a challenge offers this protocol and no other.
-        let mut alpn = hello.alpn().into_iter().flatten();
-        if (alpn.next(), alpn.next()) == (Some(ACME_ALPN), None) {
+        if is_challenge(&hello) {
             return self.challenges.tls(&lower(hello.server_name()?));
         }
         self.find(hello.server_name(), hello.signature_schemes())

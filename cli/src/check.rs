@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use miette::Report;
-use selvage_certs::{FileError, FrontSecret, Identity, IssuedFiles, roots_from_pem};
+use selvage_certs::{FileError, FrontSecret, Identity, IssuedFiles, NameRules, roots_from_pem};
 use selvage_config::bundle::Bundle;
 use selvage_config::node::NodeConfig;
 use selvage_config::policy::{Lint, Policy};
@@ -88,6 +88,7 @@ fn front(config: &NodeConfig) -> Result<String, Report> {
     if let Some(path) = &config.tls.secret {
         FrontSecret::load(path).map_err(|error| failed(&error))?;
     }
+    NameRules::load(&config.tls.names).map_err(|error| failed(&error))?;
     let mut told = String::new();
     for files in &config.certificates {
         let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(&error))?;

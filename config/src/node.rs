@@ -2,6 +2,8 @@
 
 mod acme;
 mod kv;
+mod name;
+mod tls_name;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,8 +18,10 @@ use crate::limits::Limits;
 use crate::rollout::is_label_text;
 use crate::{NodeName, Region, app};
 
-pub use acme::{Acme, AcmeChallenge, AcmeName, ExternalAccount, NotAName};
+pub use acme::{Acme, AcmeChallenge, ExternalAccount};
 pub use kv::{Kv, KvEngine, KvStore};
+pub use name::{CertificateName, NotAName};
+pub use tls_name::{Alpn, ClientCertificates, TlsName};
 
 /// A node's configuration. Relative paths are relative to the file's directory.
 #[derive(Debug, Clone, Deserialize)]
@@ -134,6 +138,9 @@ pub struct TlsSettings {
     /// A file of 32 bytes or more, the same on every node of a point of presence. From it come the keys of session
     /// tickets, and of QUIC's tokens and resets. Without it each node has its own, until it restarts.
     pub secret: Option<PathBuf>,
+    /// Names that differ from the others.
+    #[serde(default)]
+    pub names: Vec<TlsName>,
 }
 
 /// The oldest version of TLS that the front speaks.
@@ -255,6 +262,7 @@ impl NodeConfig {
         if let Some(acme) = &config.acme {
             acme.problems(listen, &mut problems);
         }
+        TlsName::problems(&config.tls.names, &mut problems);
         config.front.check(&mut problems);
         for (name, value) in &config.labels {
             if !is_label_text(name) || !is_label_text(value) || name == "region" {
@@ -285,6 +293,7 @@ impl NodeConfig {
         if let Some(acme) = &mut self.acme {
             acme.place_below(base);
         }
+        self.tls.names.iter_mut().for_each(|name| name.place_below(base));
     }
 }
 

@@ -18,7 +18,7 @@ use http::uri::Authority;
 use http::{HeaderValue, Method, header};
 use instant_acme::Account;
 use selvage_certs::{Backoff, Certificates, Challenges, FileError, Identity, IssuedFiles, Resolver, Window};
-use selvage_config::node::{Acme as Settings, AcmeName, TlsProvider};
+use selvage_config::node::{Acme as Settings, CertificateName, TlsProvider};
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinError, JoinSet};
 
@@ -60,7 +60,7 @@ pub struct Acme {
     directory: Directory,
     resolver: Arc<Resolver>,
     provider: TlsProvider,
-    held: BTreeMap<AcmeName, Held>,
+    held: BTreeMap<CertificateName, Held>,
     account: Opening,
 }
 
@@ -94,8 +94,8 @@ struct Opening {
 /// What was done.
 enum Done {
     Opened(Result<Account, OrderError>),
-    Ordered(AcmeName, Result<Box<Identity>, OrderError>),
-    Looked(AcmeName, Option<(Window, Duration)>),
+    Ordered(CertificateName, Result<Box<Identity>, OrderError>),
+    Looked(CertificateName, Option<(Window, Duration)>),
 }
 
 type Jobs = JoinSet<Done>;
@@ -131,7 +131,7 @@ impl Acme {
         let files = IssuedFiles::at(state_dir, settings.directory());
         files.make()?;
         let directory = Directory::new(&settings)?;
-        let mut held: BTreeMap<AcmeName, Held> = BTreeMap::new();
+        let mut held: BTreeMap<CertificateName, Held> = BTreeMap::new();
         let kept = if settings.on_demand { files.names()? } else { Vec::new() };
         for name in settings.names().cloned().chain(kept) {
             let identity = files.load(&name).and_then(|identity| {
@@ -161,7 +161,7 @@ impl Acme {
             let seen = Arc::clone(&parts);
             self.resolver.on_unknown(move |name| {
                 if seen.table.load().declares(name)
-                    && let Ok(name) = AcmeName::try_from(name.to_owned())
+                    && let Ok(name) = CertificateName::try_from(name.to_owned())
                 {
                     // Who finds no place asks again with the next handshake.
                     let _ = asking.try_send(name);
@@ -169,7 +169,7 @@ impl Acme {
             });
         }
         let mut jobs = Jobs::new();
-        let mut doing: HashMap<Id, Option<AcmeName>> = HashMap::new();
+        let mut doing: HashMap<Id, Option<CertificateName>> = HashMap::new();
         loop {
             self.tell(&parts.metrics);
             self.begin(&parts, &mut jobs, &mut doing);
@@ -184,7 +184,7 @@ impl Acme {
     }
 
     /// Starts what is due, as far as there is room.
-    fn begin(&mut self, parts: &Parts, jobs: &mut Jobs, doing: &mut HashMap<Id, Option<AcmeName>>) {
+    fn begin(&mut self, parts: &Parts, jobs: &mut Jobs, doing: &mut HashMap<Id, Option<CertificateName>>) {
         let now = SystemTime::now();
         let due = |held: &Held| !held.is_busy && held.next(now).is_none();
         if !self.held.values().any(due) {
@@ -200,7 +200,7 @@ impl Acme {
             }
             return;
         };
-        let is_declared = |name: &AcmeName| parts.table.load().declares(name.as_str());
+        let is_declared = |name: &CertificateName| parts.table.load().declares(name.as_str());
         self.held.retain(|name, held| {
             if !due(held) || jobs.len() >= ORDERS_MAX {
                 return true;
@@ -236,7 +236,7 @@ impl Acme {
     fn take(
         &mut self,
         done: Result<(Id, Done), JoinError>,
-        doing: &mut HashMap<Id, Option<AcmeName>>,
+        doing: &mut HashMap<Id, Option<CertificateName>>,
         metrics: &Metrics,
     ) {
         let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
@@ -282,7 +282,7 @@ impl Acme {
         }
     }
 
-    fn renewed(&mut self, name: &AcmeName, identity: Identity, metrics: &Metrics) {
+    fn renewed(&mut self, name: &CertificateName, identity: Identity, metrics: &Metrics) {
         let pause = SystemTime::now() + self.backoff().first;
         let Some(held) = self.held.get_mut(name) else { return };
         metrics.acme_issued(name.as_str());
@@ -292,7 +292,7 @@ impl Acme {
         self.show();
     }
 
-    fn failed(&mut self, name: &AcmeName, error: &OrderError, metrics: &Metrics) {
+    fn failed(&mut self, name: &CertificateName, error: &OrderError, metrics: &Metrics) {
         let backoff = self.backoff();
         if error.is_account_unknown() {
             self.account = Opening::default();
@@ -319,7 +319,7 @@ impl Acme {
         }
     }
 
-    fn looked(&mut self, name: &AcmeName, found: Option<(Window, Duration)>) {
+    fn looked(&mut self, name: &CertificateName, found: Option<(Window, Duration)>) {
         let Some(held) = self.held.get_mut(name) else { return };
         held.is_busy = false;
         let (window, asked) = found.map_or((None, Duration::MAX), |(window, asked)| (Some(window), asked));
@@ -332,7 +332,7 @@ impl Acme {
     }
 
     /// A client asked for the host of an app.
-    fn ask(&mut self, name: AcmeName) {
+    fn ask(&mut self, name: CertificateName) {
         let on_demand = self.held.values().filter(|held| !held.is_configured).count();
         if self.held.contains_key(&name) || on_demand >= self.settings.on_demand_max as usize {
             return;
@@ -401,4 +401,126 @@ pub(crate) fn answer(challenges: &Challenges, request: &Request, authority: &Aut
     let mut response = Response::new(full(challenges.http(&host, path)?));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     Some(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use instant_acme::{Error, Problem};
+    use selvage_certs::Authority as CertificateAuthority;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn name() -> CertificateName {
+        "a.test".to_owned().try_into().unwrap()
+    }
+
+    /// One that holds a new certificate for [`name`], or none.
+    fn acme(dir: &tempfile::TempDir, has_one: bool) -> Acme {
+        let text = "directory = 'https://ca.test/dir'\nterms_agreed = true\nnames = ['a.test']";
+        let settings: Settings = toml::from_str(text).unwrap();
+        let files = IssuedFiles::at(dir.path(), settings.directory());
+        files.make().unwrap();
+        files.save_account("{}").unwrap();
+        if has_one {
+            let identity = CertificateAuthority::create("test").unwrap().issue_server(&["a.test".into()], &[]);
+            files.save(&name(), &identity.unwrap()).unwrap();
+        }
+        let resolver = Arc::new(Resolver::new(Certificates::default()));
+        Acme::open(settings, dir.path(), resolver, TlsProvider::default()).unwrap()
+    }
+
+    /// How long nothing is to be done for the name.
+    fn waits(acme: &Acme) -> Duration {
+        let now = SystemTime::now();
+        acme.held[&name()].next(now).map_or(Duration::ZERO, |next| next.duration_since(now).unwrap())
+    }
+
+    fn problem(kind: &str) -> OrderError {
+        let problem = serde_json::json!({ "type": format!("urn:ietf:params:acme:error:{kind}") });
+        let problem: Problem = serde_json::from_value(problem).unwrap();
+        OrderError::Authority { step: "order a certificate", source: Error::Api(problem) }
+    }
+
+    #[test]
+    fn a_kept_certificate_is_renewed_when_its_authority_says_so_and_by_age_if_it_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut acme = acme(&dir, true);
+        assert!(!acme.held[&name()].has_ended(SystemTime::now()));
+        assert_eq!(waits(&acme), Duration::ZERO, "the authority is asked first");
+        acme.looked(&name(), None);
+        let by_age = acme.held[&name()].renew.unwrap();
+        assert!(by_age > SystemTime::now() + HOUR && waits(&acme) <= HOUR * 24);
+
+        let now = SystemTime::now();
+        let later = Window { start: now + HOUR * 2, end: now + HOUR * 3 };
+        acme.looked(&name(), Some((later, HOUR * 6)));
+        let chosen = acme.held[&name()].renew.unwrap();
+        assert!((later.start..=later.end).contains(&chosen));
+        acme.looked(&name(), Some((later, HOUR * 6)));
+        assert_eq!(acme.held[&name()].renew, Some(chosen), "it is chosen once");
+        acme.looked(&name(), Some((Window { start: now - HOUR, end: now - HOUR }, HOUR * 6)));
+        assert_eq!(waits(&acme), Duration::ZERO, "it is revoked");
+    }
+
+    #[test]
+    fn a_failure_pauses_and_no_window_ends_the_pause() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut acme = acme(&dir, false);
+        assert_eq!(waits(&acme), Duration::ZERO);
+        let metrics = Metrics::new();
+        let mut before = Duration::ZERO;
+        for _ in 0..4 {
+            acme.failed(&name(), &OrderError::Slow, &metrics);
+            let pause = waits(&acme);
+            assert!(pause > before.mul_f64(0.9) && pause > Duration::from_secs(59), "{pause:?} after {before:?}");
+            before = pause;
+        }
+        let past = SystemTime::now() - HOUR;
+        acme.looked(&name(), Some((Window { start: past, end: past }, HOUR)));
+        assert!(waits(&acme) > Duration::from_secs(59));
+        assert!(metrics.text().contains(r#"selvage_acme_orders_total{name="a.test",outcome="slow"} 4"#));
+    }
+
+    #[test]
+    fn an_authority_that_is_asked_too_much_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut acme = acme(&dir, false);
+        acme.failed(&name(), &problem("rateLimited"), &Metrics::new());
+        assert!(waits(&acme) > HOUR - Duration::from_secs(9));
+        assert!(acme.files.account().unwrap().is_some());
+    }
+
+    #[test]
+    fn an_account_that_its_authority_forgot_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut acme = acme(&dir, false);
+        acme.failed(&name(), &problem("accountDoesNotExist"), &Metrics::new());
+        assert!(acme.files.account().unwrap().is_none());
+    }
+
+    #[test]
+    fn hosts_of_apps_have_so_many_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut acme = acme(&dir, false);
+        let mut settings = Settings::clone(&acme.settings);
+        settings.on_demand_max = 2;
+        acme.settings = Arc::new(settings);
+        for number in 0..5 {
+            acme.ask(format!("{number}.test").try_into().unwrap());
+            acme.ask(name());
+        }
+        assert_eq!(acme.held.len(), 3);
+        assert!(acme.held[&name()].is_configured);
+    }
+
+    #[test]
+    fn a_damaged_certificate_is_ordered_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = acme(&dir, true).files;
+        std::fs::write(files.directory().join("a.test.pem"), "half").unwrap();
+        let again = acme(&dir, false);
+        assert!(again.held[&name()].identity.is_none() && waits(&again) == Duration::ZERO);
+    }
 }

@@ -53,6 +53,8 @@ pub enum ClientFault {
     TooMany,
     /// The body did not come in time.
     Slow,
+    /// Its connection was made for another name, under another rule (RFC 9110 15.5.20).
+    Misdirected,
 }
 
 /// Why a token was not accepted. The name is the log's; the client hears `invalid_token` for all but the first.
@@ -160,6 +162,7 @@ impl Fault {
             Self::Client(ClientFault::Expectation) => "bad-expectation",
             Self::Client(ClientFault::TooMany) => "too-many-requests",
             Self::Client(ClientFault::Slow) => "slow-client",
+            Self::Client(ClientFault::Misdirected) => "misdirected",
             Self::Denied(denial) => denial.as_str(),
             Self::Overload(_) => "overload",
             Self::Guest(fault) => fault.as_str(),
@@ -175,6 +178,7 @@ impl Fault {
             Self::Client(ClientFault::Method) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Client(ClientFault::BodyTooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Client(ClientFault::Slow) => StatusCode::REQUEST_TIMEOUT,
+            Self::Client(ClientFault::Misdirected) => StatusCode::MISDIRECTED_REQUEST,
             Self::Client(ClientFault::HeadTooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Client(ClientFault::TargetTooLong) => StatusCode::URI_TOO_LONG,
             Self::Client(ClientFault::Coding) => StatusCode::NOT_IMPLEMENTED,

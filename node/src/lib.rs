@@ -9,6 +9,7 @@ pub mod node;
 
 pub mod listen;
 
+mod names;
 pub mod request;
 
 pub mod serve;

@@ -8,6 +8,7 @@ pub(crate) mod steer;
 
 mod source;
 
+mod handshake;
 mod tcp;
 
 mod proxy;
@@ -36,10 +37,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use selvage_certs::{ACME_ALPN, FrontTls, TlsVersions, front_server};
+use selvage_certs::{FrontServers, FrontTls, quic_server};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::sockets::{Sockets, UdpGroup};
@@ -164,15 +164,13 @@ impl Listeners {
         udp: Option<&UdpGroup>,
         front: &FrontTls,
     ) -> Result<SocketAddr, ListenError> {
-        let alpn: &[&[u8]] = &[b"h2", b"http/1.1", ACME_ALPN];
-        let alpn = if front.has_challenges { alpn } else { &alpn[..2] };
-        let tls = front_server(front, alpn, front.versions).map_err(ListenError::Tls)?;
-        let h3 = front_server(front, &[b"h3"], TlsVersions::Only13).map_err(ListenError::Tls)?;
+        let servers = FrontServers::new(front, &[b"h2", b"http/1.1"]).map_err(ListenError::Tls)?;
+        let h3 = quic_server(front).map_err(ListenError::Tls)?;
         let quic = quic::server_config(h3, &front.secret)?;
         let (listener, local) = listening(tcp)?;
         let alt_svc = format!("h3=\":{}\"; ma={ALT_SVC_SECONDS}", local.port());
         let alt_svc = HeaderValue::try_from(alt_svc).expect("digits and ASCII text");
-        let kind = tcp::Kind::Tls { acceptor: TlsAcceptor::from(tls), alt_svc };
+        let kind = tcp::Kind::Tls { servers, alt_svc };
         let (parts, sources) = (Arc::clone(&self.parts), Arc::clone(&self.sources));
         let listening = tcp::Listening { kind, parts, sources };
         self.tasks.spawn(tcp::accept(listener, listening, self.stop.clone()));

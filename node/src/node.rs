@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use selvage_certs::{FrontSecret, Role, peer_role};
+use selvage_certs::{FrontSecret, NameRules, Role, peer_role};
 use selvage_config::bundle::Bundle;
 use selvage_config::node::{
     CertificateFiles, Egress as EgressConfig, Kv as KeptBy, NodeConfig, TlsProvider, TlsSettings, Trust,
@@ -164,6 +164,7 @@ impl Node {
         let handover = Duration::from_millis(config.handover_ms).min(drain);
         let fleet = config.identity.as_ref().map(Fleet::load).transpose()?;
         let reload = certificates(&config.certificates, config.tls.provider, config.acme.is_some())?;
+        let names = Arc::new(NameRules::load(&config.tls.names)?);
         let secret = config.tls.secret.as_deref().map_or_else(own_secret, |path| Ok(FrontSecret::load(path)?))?;
         let seen = look_of(&config.trust);
         let policy = trust(&config.trust)?;
@@ -193,14 +194,15 @@ impl Node {
 
         let parts = Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone());
         let challenges = reload.as_ref().map(|reload| reload.resolver().challenges().clone()).unwrap_or_default();
-        let parts = Arc::new(parts.with_front(config.front.clone()).with_challenges(challenges));
+        let parts =
+            Arc::new(parts.with_front(config.front.clone()).with_challenges(challenges).with_rules(Arc::clone(&names)));
         let terms = base.terms.clone();
         let from = (origin.clone(), ledger.clone());
         let mut activation = Activation::new(base, from, Arc::clone(&parts), config.domain.clone(), drain);
         let report = activation.report();
         let restored = Box::pin(activation.restore()).await;
 
-        let tls = reload.as_ref().map(|reload| front_tls(reload, &config.tls, config.acme.as_ref(), secret));
+        let tls = reload.as_ref().map(|reload| front_tls(reload, &config.tls, config.acme.as_ref(), (names, secret)));
         let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls };
         let listeners = Listeners::open(&options, inherited, Arc::clone(&parts)).await?;
         let offer = offer(&config.state_dir, &listeners, handover);
@@ -218,15 +220,8 @@ impl Node {
             admin: OnceLock::new(),
             ledger: ledger.clone(),
         });
-        let admin = match config.listen.admin {
-            None => None,
-            Some(address) => {
-                let tls = fleet.as_ref().map(Fleet::server).transpose()?;
-                let bound = Admin::bind(address, tls, admin_parts(&me, &parts, &kv, &report)).await?;
-                me.admin.get_or_init(|| bound.address());
-                Some(bound)
-            }
-        };
+        let status = admin_parts(&me, &parts, &kv, &report);
+        let admin = open_admin(config.listen.admin, fleet.as_ref(), &me, status).await?;
 
         let mut tasks = JoinSet::new();
         let (plans, planned) = watch::channel(restored);
@@ -278,7 +273,7 @@ impl Node {
         let tls = TlsSettings::default();
         let tls = reload
             .as_ref()
-            .map(|reload| Ok::<_, StartError>(front_tls(reload, &tls, None, own_secret()?)))
+            .map(|reload| Ok::<_, StartError>(front_tls(reload, &tls, None, (Arc::default(), own_secret()?))))
             .transpose()?;
         let temporary = match options.state_dir {
             Some(_) => None,
@@ -557,6 +552,20 @@ async fn open_kv(config: &NodeConfig, fleet: Option<&Fleet>) -> Result<Kv, Start
 /// Who the node of `selvage up` is: nobody else hears of it.
 fn local() -> (NodeName, Region) {
     ("local".parse().expect("a valid name"), "local".parse().expect("a valid name"))
+}
+
+/// Opens the operators' listener, if there shall be one, and has the status tell where it is.
+async fn open_admin(
+    address: Option<SocketAddr>,
+    fleet: Option<&Fleet>,
+    me: &Me,
+    parts: AdminParts,
+) -> Result<Option<Admin>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    let tls = fleet.map(Fleet::server).transpose()?;
+    let bound = Admin::bind(address, tls, parts).await?;
+    me.admin.get_or_init(|| bound.address());
+    Ok(Some(bound))
 }
 
 fn admin_parts(me: &Arc<Me>, parts: &Arc<Parts>, kv: &Kv, report: &watch::Receiver<Report>) -> AdminParts {

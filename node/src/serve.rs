@@ -16,7 +16,7 @@ use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
-use selvage_certs::Challenges;
+use selvage_certs::{Challenges, NameRules};
 use selvage_config::front::Front;
 use selvage_config::plan::ReleaseLoad;
 use selvage_config::{AppName, Limits, NodeName, Region};
@@ -27,6 +27,7 @@ use crate::fault::{ClientFault, Fault, GuestFault};
 use crate::jwt;
 use crate::listen::head;
 use crate::metrics::{Counted, Metrics, NO_APP, Outcome};
+use crate::names;
 use crate::request::{Body, BodyError, Protocol, Request, Response, empty};
 use crate::route::split::{RELEASE, Visitor};
 use crate::route::tally::Went;
@@ -56,6 +57,8 @@ pub struct Parts {
     pub front: Arc<Front>,
     /// What an ACME authority is answered that looks whether a name leads here.
     challenges: Challenges,
+    /// Names whose connections carry no request for others, and the other way round.
+    rules: Arc<NameRules>,
     node: NodeName,
     region: Region,
     /// The two as fields of every answer.
@@ -84,6 +87,7 @@ impl Parts {
             metrics,
             front: Arc::default(),
             challenges: Challenges::default(),
+            rules: Arc::default(),
             node,
             region,
             // The standard library's hash keys are the one source of randomness that can't fail.
@@ -103,6 +107,12 @@ impl Parts {
     #[must_use]
     pub fn with_challenges(self, challenges: Challenges) -> Self {
         Self { challenges, ..self }
+    }
+
+    /// The same parts, which keep these names apart.
+    #[must_use]
+    pub fn with_rules(self, rules: Arc<NameRules>) -> Self {
+        Self { rules, ..self }
     }
 
     /// The node's name.
@@ -185,6 +195,7 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
     if let Some(answer) = acme::answer(&parts.challenges, &request, &authority) {
         return Ok(answer);
     }
+    names::check(&parts.rules, &mut request, &authority)?;
     request.http.headers_mut().insert(fields::REQUEST_ID, record.id.clone());
     let (fields, address) = (request.http.headers(), request.client.ip());
     let visitor = Visitor { wanted: wanted.as_ref(), fields, address };

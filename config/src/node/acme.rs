@@ -1,21 +1,16 @@
 //! Certificates that a node gets by itself, from an authority that speaks ACME (RFC 8555).
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::Listen;
-use crate::app::is_host;
+use super::{CertificateName, Listen};
 use crate::invalid::Problems;
 
 /// Names in the file.
 const NAMES_MAX: usize = 1_000;
-/// What a wildcard begins with.
-const WILDCARD: &str = "*.";
 /// Contacts of the account.
 const CONTACTS_MAX: usize = 10;
 
@@ -37,7 +32,7 @@ pub struct Acme {
     pub external_account: Option<ExternalAccount>,
     /// Names that there shall be certificates for, one each.
     #[serde(default)]
-    names: Vec<Spanned<AcmeName>>,
+    names: Vec<Spanned<CertificateName>>,
     /// How the authority is shown that a name leads here. Default `http-01`.
     #[serde(default = "http_01")]
     challenge: Spanned<AcmeChallenge>,
@@ -117,47 +112,6 @@ fn retry_ms_max() -> u64 {
     6 * 3_600_000
 }
 
-/// A host name in lower case, or `*.` and one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-#[serde(try_from = "String")]
-pub struct AcmeName(String);
-
-impl AcmeName {
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether it stands for any one label before the rest.
-    pub fn is_wildcard(&self) -> bool {
-        self.0.starts_with(WILDCARD)
-    }
-
-    /// The name without the `*.`.
-    pub fn host(&self) -> &str {
-        self.0.strip_prefix(WILDCARD).unwrap_or(&self.0)
-    }
-}
-
-impl fmt::Display for AcmeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A text that no certificate can be ordered for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no lower-case host name, nor `*.` and one")]
-pub struct NotAName(String);
-
-impl TryFrom<String> for AcmeName {
-    type Error = NotAName;
-    fn try_from(text: String) -> Result<Self, NotAName> {
-        let host = text.strip_prefix(WILDCARD).unwrap_or(&text);
-        if is_host(host) && host.parse::<IpAddr>().is_err() { Ok(Self(text)) } else { Err(NotAName(text)) }
-    }
-}
-
 impl Acme {
     /// The address of the authority's directory.
     pub fn directory(&self) -> &str {
@@ -170,7 +124,7 @@ impl Acme {
     }
 
     /// Names that there shall be certificates for.
-    pub fn names(&self) -> impl Iterator<Item = &AcmeName> {
+    pub fn names(&self) -> impl Iterator<Item = &CertificateName> {
         self.names.iter().map(Spanned::get_ref)
     }
 
@@ -319,7 +273,7 @@ mod tests {
         let acme: Acme = toml::from_str(GOOD).unwrap();
         assert_eq!(wrong(GOOD, &listen()), []);
         assert_eq!((acme.challenge(), acme.on_demand, acme.retry_ms), (AcmeChallenge::Http01, false, 120_000));
-        assert_eq!(acme.names().map(AcmeName::as_str).collect::<Vec<_>>(), ["a.test"]);
+        assert_eq!(acme.names().map(CertificateName::as_str).collect::<Vec<_>>(), ["a.test"]);
     }
 
     #[test]
@@ -346,19 +300,6 @@ mod tests {
         }
         assert_eq!(wrong(&format!("{GOOD}challenge = \"tls-alpn-01\""), &https_only), []);
         assert_eq!(wrong(&format!("{GOOD}{dns}dns_hook = [\"x\"]").replace("a.test", "*.a.test"), &https_only), []);
-    }
-
-    #[test]
-    fn what_can_not_be_ordered_is_no_name() {
-        for bad in
-            ["A.test", "", "*", "*.*.test", "a..test", "a.*", "10.0.0.1", "*.10.0.0.1", "a.test.", "a_b.test", "a/b"]
-        {
-            assert!(AcmeName::try_from(bad.to_owned()).is_err(), "{bad}");
-            let found = wrong(&GOOD.replace("a.test", bad), &listen());
-            assert!(found.len() == 1 && found[0].0 == Some(3), "{bad}: {found:?}");
-        }
-        let name = AcmeName::try_from("*.a.test".to_owned()).unwrap();
-        assert_eq!((name.host(), name.is_wildcard()), ("a.test", true));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use selvage_certs::{
     Answering, AuthorityError, ChallengeError, Challenges, Enrolment, FileError, Identity, IdentityError, IssuedFiles,
     Window,
 };
-use selvage_config::node::{Acme as Settings, AcmeChallenge, AcmeName, TlsProvider};
+use selvage_config::node::{Acme as Settings, AcmeChallenge, CertificateName, TlsProvider};
 
 use super::directory::Directory;
 use super::hook::{HookError, Record};
@@ -157,7 +157,7 @@ impl Orders {
     pub(super) async fn order(
         &self,
         account: &Account,
-        name: &AcmeName,
+        name: &CertificateName,
         old: Option<&Identity>,
         (challenges, provider): (&Challenges, TlsProvider),
     ) -> Result<Identity, OrderError> {
@@ -177,7 +177,7 @@ impl Orders {
     async fn ordered(
         &self,
         account: &Account,
-        name: &AcmeName,
+        name: &CertificateName,
         old: Option<&Identity>,
         by: (&Challenges, TlsProvider),
     ) -> Result<Identity, OrderError> {
@@ -207,7 +207,7 @@ impl Orders {
     async fn show(
         &self,
         order: &mut Order,
-        name: &AcmeName,
+        name: &CertificateName,
         by: (&Challenges, TlsProvider),
         proofs: &mut Vec<Proof>,
     ) -> Result<(), OrderError> {
@@ -251,7 +251,7 @@ impl Orders {
 }
 
 /// A new order, which says what it replaces where the authority has use for it (RFC 9773 5).
-async fn begin(account: &Account, name: &AcmeName, old: Option<&Identity>) -> Result<Order, OrderError> {
+async fn begin(account: &Account, name: &CertificateName, old: Option<&Identity>) -> Result<Order, OrderError> {
     let identifiers = [Identifier::Dns(name.as_str().to_owned())];
     if let Some(replaced) = old.and_then(|old| CertificateIdentifier::try_from(&old.chain()[0]).ok()) {
         match account.new_order(&NewOrder::new(&identifiers).replaces(replaced)).await {

@@ -18,13 +18,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, getrlimit};
 use rustls::HandshakeKind;
-use selvage_certs::ACME_ALPN;
+use selvage_certs::{ACME_ALPN, FrontServers};
 use selvage_config::front::{Front, has};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
@@ -33,6 +32,7 @@ use super::drive::{Times, drive};
 use super::h1::Messages;
 use super::h1::head::Bounds;
 use super::h2::Glitches;
+use super::handshake::handshake;
 use super::patience::Patience;
 use super::proxy;
 use super::source::{Place, Sources, Transport};
@@ -40,6 +40,7 @@ use super::stream::{Judge, Stream};
 use super::tasks::Tasks;
 use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::fault::{ClientFault, Fault};
+use crate::names::Session;
 use crate::request::{Protocol, Request};
 use crate::serve::{Parts, refuse, serve};
 
@@ -66,7 +67,7 @@ const PARSER_SLACK_BYTES: usize = 1_024;
 pub(super) enum Kind {
     /// TLS, then what ALPN agrees on.
     Tls {
-        acceptor: TlsAcceptor,
+        servers: FrontServers,
         /// Where HTTP/3 is.
         alt_svc: HeaderValue,
     },
@@ -89,6 +90,8 @@ struct Shared {
     protocol: Protocol,
     secure: bool,
     alt_svc: Option<HeaderValue>,
+    /// What the handshake settled, where names differ.
+    session: Option<Arc<Session>>,
     activity: Activity,
 }
 
@@ -180,9 +183,10 @@ async fn serve_connection(
     };
     let activity = Activity::new();
     let parts = Arc::clone(parts);
-    let shared = Shared { parts, client, place, protocol: Protocol::H1, secure: false, alt_svc: None, activity };
+    let shared =
+        Shared { parts, client, place, protocol: Protocol::H1, secure: false, alt_svc: None, session: None, activity };
     match kind {
-        Kind::Tls { acceptor, alt_svc } => over_tls(tcp, (acceptor, alt_svc), shared, stop).await,
+        Kind::Tls { servers, alt_svc } => over_tls(tcp, (servers, alt_svc), shared, stop).await,
         Kind::Plain => {
             let sniffing = timeout(Duration::from_millis(front.head_ms), sniff(&mut tcp));
             let (ahead, is_h2) = tokio::select! {
@@ -197,16 +201,16 @@ async fn serve_connection(
 
 async fn over_tls(
     tcp: TcpStream,
-    (acceptor, alt_svc): (&TlsAcceptor, &HeaderValue),
+    (servers, alt_svc): (&FrontServers, &HeaderValue),
     shared: Shared,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = &shared.parts.metrics;
-    let handshake = timeout(Duration::from_millis(shared.parts.front.handshake_ms), acceptor.accept(tcp));
-    let mut tls = tokio::select! {
+    let shaking = timeout(Duration::from_millis(shared.parts.front.handshake_ms), handshake(servers, tcp));
+    let (mut tls, told) = tokio::select! {
         // Who has not shaken hands yet loses nothing.
         () = stop.cancelled() => return Ok(()),
-        tls = handshake => tls.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?,
+        tls = shaking => tls.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?,
     };
     let (_, session) = tls.get_ref();
     if session.alpn_protocol() == Some(ACME_ALPN) {
@@ -217,8 +221,9 @@ async fn over_tls(
     let is_resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
     metrics.handshake(if is_resumed { "resumed" } else { "full" });
     let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::H2 } else { Protocol::H1 };
-    let (secure, alt_svc, activity) = (true, Some(alt_svc.clone()), Activity::new());
-    speak(tls, Bytes::new(), Shared { protocol, secure, alt_svc, activity, ..shared }, stop).await
+    let alt_svc = told.as_ref().is_none_or(|told| told.has_h3()).then(|| alt_svc.clone());
+    let (secure, activity) = (true, Activity::new());
+    speak(tls, Bytes::new(), Shared { protocol, secure, alt_svc, session: told, activity, ..shared }, stop).await
 }
 
 /// Reads until it is clear whether this is HTTP/2's preface.
@@ -301,7 +306,10 @@ fn h2_builder(front: &Front, tasks: Tasks) -> http2::Builder<Tasks> {
     builder
 }
 
-async fn answer(shared: &Arc<Shared>, http: http::Request<Incoming>) -> http::Response<Outbound> {
+async fn answer(shared: &Arc<Shared>, mut http: http::Request<Incoming>) -> http::Response<Outbound> {
+    if let Some(session) = &shared.session {
+        http.extensions_mut().insert(Arc::clone(session));
+    }
     let (busy, count) = shared.activity.begin();
     let (front, activity) = (&shared.parts.front, &shared.activity);
     let patience = Patience::new(Duration::from_millis(front.body_idle_ms), front.bytes_per_second_min);

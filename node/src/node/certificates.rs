@@ -1,6 +1,8 @@
 //! What the front of a node shows, from files and by ACME, and who looks after it.
 
-use selvage_certs::{FrontSecret, FrontTls, PemFiles, Reload, Reloaded, TlsVersions};
+use std::sync::Arc;
+
+use selvage_certs::{FrontSecret, FrontTls, NameRules, PemFiles, Reload, Reloaded, TlsVersions};
 use selvage_config::node::{
     Acme as AcmeSettings, AcmeChallenge, CertificateFiles, NodeConfig, TlsProvider, TlsSettings, TlsVersionMin,
 };
@@ -42,14 +44,14 @@ pub(super) fn front_tls(
     reload: &Reload,
     settings: &TlsSettings,
     acme: Option<&AcmeSettings>,
-    secret: FrontSecret,
+    (rules, secret): (Arc<NameRules>, FrontSecret),
 ) -> FrontTls {
     let versions = match settings.version_min {
         TlsVersionMin::V12 => TlsVersions::From12,
         TlsVersionMin::V13 => TlsVersions::Only13,
     };
     let has_challenges = acme.is_some_and(|acme| acme.challenge() == AcmeChallenge::TlsAlpn01);
-    FrontTls { resolver: reload.resolver(), provider: settings.provider, secret, versions, has_challenges }
+    FrontTls { resolver: reload.resolver(), provider: settings.provider, secret, versions, has_challenges, rules }
 }
 
 /// Takes new certificates as they come. Bad ones are told, and the old ones stay.

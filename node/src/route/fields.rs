@@ -15,7 +15,7 @@ use crate::jwt::Claims;
 use crate::request::Request;
 
 /// Prefixes of the names that only the node sets.
-const OURS: [&str; 4] = ["spin-", "x-jwt-", "selvage-", "x-forwarded-"];
+const OURS: [&str; 5] = ["spin-", "x-jwt-", "selvage-", "x-forwarded-", "client-cert"];
 /// A name that tells what `x-forwarded-*` tells (RFC 7239).
 const FORWARDED: &str = "forwarded";
 /// Fields of one connection, not of the message (RFC 9110 7.6.1), besides those that `connection` names.

@@ -20,7 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use selvage_certs::{
     ACME_ALPN, Certificates, FrontSecret, FrontTls, Identity, IssuedFiles, Resolver, TlsVersions, provider,
 };
-use selvage_config::node::{AcmeName, NodeConfig, TlsProvider};
+use selvage_config::node::{CertificateName, NodeConfig, TlsProvider};
 use selvage_node::Node;
 use selvage_node::acme::Acme;
 use selvage_node::listen::{ListenOptions, Listeners};
@@ -219,7 +219,7 @@ async fn a_renewal_that_fails_leaves_the_old_certificate_and_is_tried_again() {
     let files = IssuedFiles::at(&dir.path().join("state"), &pebble.directory());
     let (old, root) = old("a.test");
     files.make().unwrap();
-    files.save(&AcmeName::try_from("a.test".to_owned()).unwrap(), &old).unwrap();
+    files.save(&CertificateName::try_from("a.test".to_owned()).unwrap(), &old).unwrap();
     let node = start(&text(dir.path(), [any, any], &pebble, "names = ['a.test']")).await;
     let addresses = node.addresses();
     let (https, http, admin) = (addresses.https.unwrap(), addresses.http.unwrap(), addresses.admin.unwrap());
@@ -265,6 +265,7 @@ async fn a_host_of_an_app_has_a_certificate_once_a_client_asks_for_it() {
         secret: FrontSecret::random().unwrap(),
         versions: TlsVersions::Only13,
         has_challenges: false,
+        rules: Arc::default(),
     };
     let options = ListenOptions { https: Some(any), http: Some(any), tls: Some(tls) };
     let listeners = Listeners::bind(&options, Arc::clone(&parts)).await.unwrap();

@@ -7,6 +7,7 @@ mod guests;
 mod h3;
 mod hostile;
 mod messages;
+mod names;
 mod peers;
 mod reload;
 mod slow;
@@ -25,7 +26,9 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use selvage_certs::{Authority, Certificates, FrontSecret, FrontTls, Resolver, TlsVersions, provider, roots_of};
+use selvage_certs::{
+    Authority, Certificates, FrontSecret, FrontTls, NameRules, Resolver, TlsVersions, provider, roots_of,
+};
 use selvage_config::app::{App, Route, StaticResponse, Target};
 use selvage_config::front::Front as Bounds;
 use selvage_config::node::TlsProvider;
@@ -79,12 +82,20 @@ impl Front {
     }
 
     async fn with(bounds: Bounds) -> Self {
+        Self::of(bounds, &["hello"], Arc::default()).await
+    }
+
+    /// A front with these apps, each at a host below `edge.test`, and with these names apart.
+    async fn of(bounds: Bounds, apps: &[&str], rules: Arc<NameRules>) -> Self {
         let authority = Authority::create("test").unwrap();
-        let identity = authority.issue_server(&[HOST.into()], &[]).unwrap();
+        let hosts: Vec<String> = apps.iter().map(|app| format!("{app}.edge.test")).collect();
+        let identity = authority.issue_server(&hosts, &[]).unwrap();
         let certificates = Certificates::of([&identity]).unwrap();
         let parts = Parts::new("fra-1".parse().unwrap(), "fra".parse().unwrap(), 1_000, Metrics::new());
-        parts.table.store(Arc::new(Table::new(vec![Arc::new(app("hello"))], "edge.test").unwrap()));
-        let parts = Arc::new(parts.with_front(bounds));
+        parts
+            .table
+            .store(Arc::new(Table::new(apps.iter().map(|name| Arc::new(app(name))).collect(), "edge.test").unwrap()));
+        let parts = Arc::new(parts.with_front(bounds).with_rules(Arc::clone(&rules)));
         let resolver = Arc::new(Resolver::new(certificates));
         let any = Some("127.0.0.1:0".parse().unwrap());
         let tls = FrontTls {
@@ -93,6 +104,7 @@ impl Front {
             secret: FrontSecret::random().unwrap(),
             versions: TlsVersions::Only13,
             has_challenges: false,
+            rules,
         };
         let options = ListenOptions { https: any, http: any, tls: Some(tls) };
         let listeners = Listeners::bind(&options, Arc::clone(&parts)).await.unwrap();

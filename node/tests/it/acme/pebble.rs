@@ -39,6 +39,10 @@ impl Drop for Pebble {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.dir.path().join("pebble.log")).unwrap_or_default();
+            eprintln!("pebble said:\n{log}");
+        }
     }
 }
 
