@@ -42,8 +42,8 @@ pub(crate) struct Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Failure {
     kind: ErrorKind,
-    /// Nothing of it was sent, so sending it on another connection repeats nothing.
-    unsent: bool,
+    /// The server did nothing with it, by what it or the standards say, so sending it on another connection repeats nothing.
+    unprocessed: bool,
 }
 
 /// Every connection of a run and every request, ready to be sent.
@@ -121,7 +121,8 @@ impl Engine {
     /// Connections opened so far and attempts that failed.
     pub(crate) fn connections(&self) -> Connections {
         let count = |of: fn(&Opener) -> u64| self.all().map(|lane| of(lane.opener())).sum();
-        Connections { opened: count(Opener::opened), failed: count(Opener::failed) }
+        let resent = self.all().map(|lane| lane.resent()).sum();
+        Connections { opened: count(Opener::opened), failed: count(Opener::failed), resent }
     }
 
     /// Closes all connections as their protocols want it, within a short time.

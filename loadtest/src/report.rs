@@ -110,6 +110,8 @@ pub struct Connections {
     pub opened: u64,
     /// Attempts that failed.
     pub failed: u64,
+    /// Requests that a connection gave back because it was closing, and that went to another one.
+    pub resent: u64,
 }
 
 /// What a report needs beside the record.
@@ -256,7 +258,7 @@ pub(crate) mod tests {
             let end = Ok(Answer { status, bytes: 7, sent: Instant::now() });
             record.ended(&Outcome { due, lag: Duration::from_micros(lag_us), latency, service: latency / 2, end });
         }
-        let connections = Connections { opened: 2, failed: 0 };
+        let connections = Connections { opened: 2, failed: 0, resent: 0 };
         let (elapsed, sending) = (Duration::from_secs(2), Duration::from_secs(1));
         Report::new(&options, &record, Ran { elapsed, sending, stopped: false, connections })
     }
@@ -310,7 +312,7 @@ pub(crate) mod tests {
     #[test]
     fn a_run_without_requests_is_not_valid() {
         let options = sample();
-        let connections = Connections { opened: 0, failed: 0 };
+        let connections = Connections { opened: 0, failed: 0, resent: 0 };
         let ran = Ran { elapsed: Duration::ZERO, sending: Duration::ZERO, stopped: true, connections };
         let report = Report::new(&options, &Record::new(&options), ran);
         assert_eq!(report.reason.unwrap(), "no request was due: the run is too short for its rate");

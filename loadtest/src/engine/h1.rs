@@ -46,14 +46,28 @@ impl Pool {
         Ok(())
     }
 
-    pub(super) async fn exchange(&self, opener: &Opener, template: &Template) -> Result<Answer, Failure> {
+    /// If it was sent before, it goes to a new connection.
+    pub(super) async fn exchange(
+        &self,
+        opener: &Opener,
+        template: &Template,
+        is_again: bool,
+    ) -> Result<Answer, Failure> {
         let lease = self.lease().await?;
-        let mut sender = lease.connection(opener).await?;
+        let idle = if is_again { None } else { lease.idle().await };
+        let is_reused = idle.is_some();
+        let mut sender = match idle {
+            Some(sender) => sender,
+            None => opener.attempt(open(opener)).await?,
+        };
         let sent = Instant::now();
-        let response = sender
-            .try_send_request(template.h1())
-            .await
-            .map_err(|mut error| Failure { unsent: error.take_message().is_some(), kind: kind_of(error.error()) })?;
+        let response = sender.try_send_request(template.h1()).await.map_err(|mut error| {
+            let kind = kind_of(error.error());
+            // RFC 9112 9.3.1: a connection that was idle may be closed just then, which nobody can tell. What has the same
+            // effect twice as once is sent again (RFC 9110 9.2.2).
+            let is_lost = is_reused && kind == ErrorKind::Closed && template.is_idempotent();
+            Failure { unprocessed: error.take_message().is_some() || is_lost, kind }
+        })?;
         let answer = read(response, sent).await?;
         lease.give_back(sender);
         Ok(answer)
@@ -61,7 +75,8 @@ impl Pool {
 
     async fn lease(&self) -> Result<Lease<'_>, Failure> {
         // The semaphore is never closed.
-        let permit = self.permits.acquire().await.map_err(|_| Failure { kind: ErrorKind::Closed, unsent: false })?;
+        let permit =
+            self.permits.acquire().await.map_err(|_| Failure { kind: ErrorKind::Closed, unprocessed: false })?;
         Ok(Lease { pool: self, _permit: permit })
     }
 
@@ -75,14 +90,14 @@ impl Pool {
 }
 
 impl Lease<'_> {
-    /// An idle connection that is still open, or a new one.
-    async fn connection(&self, opener: &Opener) -> Result<Sender, ConnectError> {
+    /// An idle connection that is still open.
+    async fn idle(&self) -> Option<Sender> {
         while let Some(mut sender) = self.pool.take() {
             if sender.ready().await.is_ok() {
-                return Ok(sender);
+                return Some(sender);
             }
         }
-        opener.attempt(open(opener)).await
+        None
     }
 
     fn give_back(self, sender: Sender) {
@@ -114,7 +129,7 @@ pub(super) async fn read(response: http::Response<hyper::body::Incoming>, sent: 
     let (head, mut body) = response.into_parts();
     let mut bytes = 0;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure { kind: kind_of(&error), unsent: false })?;
+        let frame = frame.map_err(|error| Failure { kind: kind_of(&error), unprocessed: false })?;
         bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
     }
     Ok(Answer { status: head.status.as_u16(), bytes, sent })

@@ -1,5 +1,6 @@
 //! HTTP/2: over TLS by ALPN, over plain TCP by prior knowledge.
 
+use std::error::Error as _;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -37,13 +38,22 @@ impl Multiplexed for Connection {
 
     async fn exchange(mut self, template: &Template) -> Result<Answer, Failure> {
         let sent = Instant::now();
-        let response = self
-            .sender
-            .try_send_request(template.h2())
-            .await
-            .map_err(|mut error| Failure { unsent: error.take_message().is_some(), kind: kind_of(error.error()) })?;
+        let response = self.sender.try_send_request(template.h2()).await.map_err(|mut error| {
+            let unprocessed = error.take_message().is_some() || is_unprocessed(error.error());
+            Failure { unprocessed, kind: kind_of(error.error()) }
+        })?;
         read(response, sent).await
     }
+}
+
+/// RFC 9113 8.7: its stream is above the last one that a GOAWAY names, or was refused. Other streams are not told of a
+/// GOAWAY.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| {
+        let is_refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+        cause.is_remote() && (cause.is_go_away() || is_refused)
+    })
 }
 
 async fn shake(

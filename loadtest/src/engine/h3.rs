@@ -56,19 +56,38 @@ impl Multiplexed for Connection {
         let mut stream = self.sender.send_request(head).await.map_err(|error| Failure {
             kind: kind_of(&error),
             // The head goes out whole or, as far as the server can tell, not at all.
-            unsent: matches!(error, StreamError::ConnectionError { .. } | StreamError::RemoteClosing { .. }),
+            unprocessed: matches!(error, StreamError::ConnectionError { .. } | StreamError::RemoteClosing { .. }),
         })?;
-        let failed = |error: StreamError| Failure { kind: kind_of(&error), unsent: is_rejected(&error) };
-        if !body.is_empty() {
-            stream.send_data(body).await.map_err(failed)?;
-        }
-        stream.finish().await.map_err(failed)?;
-        let response = stream.recv_response().await.map_err(failed)?;
+        let answered = async {
+            if !body.is_empty() {
+                stream.send_data(body).await?;
+            }
+            stream.finish().await?;
+            stream.recv_response().await
+        };
+        let response = match answered.await {
+            Ok(response) => response,
+            Err(error) => {
+                let unprocessed = is_rejected(&error) || (error.is_h3_no_error() && self.was_told_to_go().await);
+                return Err(Failure { kind: kind_of(&error), unprocessed });
+            }
+        };
         let mut bytes = 0;
+        let failed = |error: StreamError| Failure { kind: kind_of(&error), unprocessed: false };
         while let Some(data) = stream.recv_data().await.map_err(failed)? {
             bytes += data.remaining() as u64;
         }
         Ok(Answer { status: response.status().as_u16(), bytes, sent })
+    }
+}
+
+impl Connection {
+    /// Whether a server that has closed the connection without an error said GOAWAY before. Then it has answered all that
+    /// it took (RFC 9114 5.2).
+    async fn was_told_to_go(&mut self) -> bool {
+        // The library tells it to whoever asks for more; on a closed connection nothing is sent.
+        let more = self.sender.send_request(http::Request::new(())).await;
+        self.quic.close_reason().is_some() && matches!(more, Err(StreamError::RemoteClosing { .. }))
     }
 }
 

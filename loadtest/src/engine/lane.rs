@@ -1,5 +1,7 @@
 //! The connections to one target over one protocol, and the way of a request onto one of them.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
 use crate::error::{ConnectError, ErrorKind};
 use crate::options::Protocol;
 
@@ -7,14 +9,17 @@ use super::connect::Opener;
 use super::request::Template;
 use super::{Answer, Failure, h1, h2, h3, shared::Shared};
 
-/// How often a request that a closing connection gave back unsent goes to another connection.
-const RESENDS_MAX: usize = 2;
+/// How often a request that a closing connection gave back unprocessed goes to another connection.
+const RESENDS_MAX: usize = 4;
 
 /// Connections to one target over one protocol.
 #[derive(Debug)]
 pub(super) struct Lane {
     opener: Opener,
     connections: Connections,
+    /// Requests so far.
+    turn: AtomicUsize,
+    resent: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -31,11 +36,16 @@ impl Lane {
             Protocol::H2 => Connections::H2(Shared::new(count)),
             Protocol::H3 => Connections::H3(Shared::new(count)),
         };
-        Lane { opener, connections }
+        Lane { opener, connections, turn: AtomicUsize::new(0), resent: AtomicU64::new(0) }
     }
 
     pub(super) fn opener(&self) -> &Opener {
         &self.opener
+    }
+
+    /// Requests that were sent again.
+    pub(super) fn resent(&self) -> u64 {
+        self.resent.load(Ordering::Relaxed)
     }
 
     /// Opens the connection of this index ahead of the first request.
@@ -49,16 +59,20 @@ impl Lane {
 
     /// Sends one request, opening a connection where there is none.
     pub(super) async fn exchange(&self, template: &Template) -> Result<Answer, ErrorKind> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut resends = 0;
         loop {
             let end = match &self.connections {
-                Connections::H1(pool) => pool.exchange(&self.opener, template).await,
-                Connections::H2(shared) => shared.exchange(&self.opener, template).await,
-                Connections::H3(shared) => shared.exchange(&self.opener, template).await,
+                Connections::H1(pool) => pool.exchange(&self.opener, template, resends > 0).await,
+                Connections::H2(shared) => shared.exchange(&self.opener, template, turn).await,
+                Connections::H3(shared) => shared.exchange(&self.opener, template, turn).await,
             };
             match end {
                 Ok(answer) => return Ok(answer),
-                Err(Failure { unsent: true, .. }) if resends < RESENDS_MAX => resends += 1,
+                Err(Failure { unprocessed: true, .. }) if resends < RESENDS_MAX => {
+                    resends += 1;
+                    self.resent.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(Failure { kind, .. }) => return Err(kind),
             }
         }
@@ -68,7 +82,7 @@ impl Lane {
 impl From<ConnectError> for Failure {
     /// Without a connection there is no use in trying again at once.
     fn from(_: ConnectError) -> Failure {
-        Failure { kind: ErrorKind::Connect, unsent: false }
+        Failure { kind: ErrorKind::Connect, unprocessed: false }
     }
 }
 

@@ -65,6 +65,11 @@ impl Template {
         Ok(Template { origin, absolute, body: class.body.clone() })
     }
 
+    /// Whether it has the same effect twice as once (RFC 9110 9.2.2).
+    pub(super) fn is_idempotent(&self) -> bool {
+        self.origin.method().is_idempotent()
+    }
+
     pub(super) fn h1(&self) -> Request<Full<Bytes>> {
         self.origin.clone().map(|()| Full::new(self.body.clone()))
     }

@@ -1,7 +1,6 @@
 //! Connections that carry many requests at once, used in turn.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
@@ -26,7 +25,6 @@ pub(super) trait Multiplexed: Clone + Send + Sync + 'static {
 #[derive(Debug)]
 pub(super) struct Shared<C> {
     places: Vec<Place<C>>,
-    turn: AtomicUsize,
 }
 
 /// A cell is filled by one opener at a time, the others wait for it. It is swapped for an empty one when its
@@ -35,7 +33,7 @@ type Place<C> = Mutex<Arc<OnceCell<C>>>;
 
 impl<C: Multiplexed> Shared<C> {
     pub(super) fn new(count: usize) -> Shared<C> {
-        Shared { places: (0..count).map(|_| Place::default()).collect(), turn: AtomicUsize::new(0) }
+        Shared { places: (0..count).map(|_| Place::default()).collect() }
     }
 
     pub(super) async fn warm(&self, opener: &Opener, index: usize) -> Result<(), ConnectError> {
@@ -43,12 +41,13 @@ impl<C: Multiplexed> Shared<C> {
         cell.get_or_try_init(|| opener.attempt(C::open(opener))).await.map(drop)
     }
 
-    pub(super) async fn exchange(&self, opener: &Opener, template: &Template) -> Result<Answer, Failure> {
-        let place = &self.places[self.turn.fetch_add(1, Ordering::Relaxed) % self.places.len()];
+    /// The same `turn` goes to the same place: after a failure that left nothing behind, to its next connection.
+    pub(super) async fn exchange(&self, opener: &Opener, template: &Template, turn: usize) -> Result<Answer, Failure> {
+        let place = &self.places[turn % self.places.len()];
         let cell = current(place);
         let connection = cell.get_or_try_init(|| opener.attempt(C::open(opener))).await?.clone();
         let end = connection.exchange(template).await;
-        if matches!(end, Err(Failure { unsent: true, .. })) {
+        if matches!(end, Err(Failure { unprocessed: true, .. })) {
             // It says no by now, even if it does not look closed: the next request needs another one.
             retire(place, &cell);
         }

@@ -37,7 +37,8 @@ impl fmt::Display for Report {
             )?;
         }
         let connections = self.connections;
-        writeln!(f, "connections: {} opened, {} failed", connections.opened, connections.failed)?;
+        write!(f, "connections: {} opened, {} failed", connections.opened, connections.failed)?;
+        writeln!(f, "; requests that one gave back and another one took: {}", connections.resent)?;
         writeln!(f, "generator lag in us: p50 {}, p99 {}, max {}", self.lag.p50_us, self.lag.p99_us, self.lag.max_us)?;
         match &self.reason {
             Some(reason) => writeln!(f, "NOT VALID: {reason}"),

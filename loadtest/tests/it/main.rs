@@ -6,5 +6,6 @@ mod breakage;
 mod counts;
 mod late;
 mod refuse;
+mod resent;
 mod server;
 mod stop;

@@ -26,6 +26,7 @@ struct Counters {
     head_ms: AtomicU64,
     glitches: AtomicU32,
     choked: AtomicBool,
+    leaving: AtomicBool,
     /// The request of HTTP/1.1, by its number, that broke a rule. There is none after it.
     fault: OnceLock<(u64, ClientFault)>,
     /// The connection should end.
@@ -49,6 +50,7 @@ impl Activity {
             head_ms: AtomicU64::new(0),
             glitches: AtomicU32::new(0),
             choked: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             fault: OnceLock::new(),
             urge: Notify::new(),
         };
@@ -139,6 +141,16 @@ impl Activity {
     /// Whether the client did too much that serves nothing.
     pub(super) fn is_choked(&self) -> bool {
         self.shared.choked.load(Ordering::Relaxed)
+    }
+
+    /// From now on each answer is the last one.
+    pub(super) fn leave(&self) {
+        self.shared.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is so.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.shared.leaving.load(Ordering::Relaxed)
     }
 
     /// The connection should end.

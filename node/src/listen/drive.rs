@@ -16,6 +16,10 @@ use super::tasks::Tasks;
 
 /// How long a client that was asked to go may stay without a request.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How long a connection still shakes hands, and one of HTTP/1.1 still takes a request, when it is time to leave. That
+/// protocol has no word for it but the one in an answer (RFC 9112 9.6): a client that hears nothing before its connection
+/// is closed may just have sent a request, and can't tell what became of it.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// How long a client that was cut off has to hear of it.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 /// Connections of one age don't all end at once: each ends this part of its time earlier, at most.
@@ -63,6 +67,8 @@ pub(super) struct Times {
     age: Duration,
     /// Bytes that must come in the first of these times; 0 where the first head is what must.
     opening: u64,
+    /// For a request after it is time to leave.
+    grace: Duration,
 }
 
 /// What is to be done about a connection now.
@@ -72,6 +78,8 @@ enum Due {
     Later(Duration),
     /// It should end when its requests have.
     Leave,
+    /// It takes no more requests.
+    Close,
     /// It ends.
     Cut(&'static str),
 }
@@ -82,7 +90,9 @@ impl Times {
         let age = Duration::from_millis(front.age_ms);
         let earlier = age / (AGE_SPREAD * 1_000) * (spread % 1_000);
         let (head, idle) = (Duration::from_millis(front.head_ms), Duration::from_millis(front.idle_ms));
-        Self { head, idle, age: age - earlier, opening }
+        // HTTP/2 says by itself which requests it has taken.
+        let grace = if opening == 0 { GRACE } else { Duration::ZERO };
+        Self { head, idle, age: age - earlier, opening, grace }
     }
 
     /// What is due. `left` is when the client was asked to leave, as the connection's age.
@@ -104,12 +114,15 @@ impl Times {
             if head.is_some_and(|begun| over(begun + self.head)) {
                 return Due::Cut("no head");
             }
-            if left.is_some_and(|left| over(left.max(rested) + GOODBYE)) {
-                return Due::Cut("idle");
+            match left.map(|left| left.max(rested) + self.grace) {
+                Some(free) if begun.is_none() && over(free + GOODBYE) => return Due::Cut("idle"),
+                Some(free) if begun.is_none() && over(free) => return Due::Close,
+                None if over(rested + self.idle) => return Due::Leave,
+                _ => {}
             }
-            if left.is_none() && over(rested + self.idle) {
-                return Due::Leave;
-            }
+        } else if left.is_some() && !self.grace.is_zero() {
+            // Its time begins when this request ends.
+            over(now + self.grace);
         }
         if left.is_none() && over(self.age) { Due::Leave } else { Due::Later(next) }
     }
@@ -144,6 +157,10 @@ pub(super) async fn drive(
                 let (leave, next) = match times.due(activity, left) {
                     Due::Later(next) => (false, next),
                     Due::Leave => (true, GOODBYE),
+                    Due::Close => {
+                        connection.as_mut().drain();
+                        (false, GOODBYE)
+                    }
                     Due::Cut(why) => anyhow::bail!(why),
                 };
                 look.set(sleep_until(Instant::now() + next));
@@ -152,8 +169,13 @@ pub(super) async fn drive(
         };
         if leave && left.is_none() {
             left = Some(activity.age());
-            connection.as_mut().drain();
-            look.set(sleep(GOODBYE));
+            activity.leave();
+            if times.grace.is_zero() {
+                connection.as_mut().drain();
+                look.set(sleep(GOODBYE));
+            } else {
+                look.set(sleep(times.grace));
+            }
         }
     }
 }
@@ -164,10 +186,11 @@ mod tests {
 
     fn times(head: u64, idle: u64, age: u64, opening: u64) -> Times {
         let ms = Duration::from_millis;
-        Times { head: ms(head), idle: ms(idle), age: ms(age), opening }
+        Times { head: ms(head), idle: ms(idle), age: ms(age), opening, grace: Duration::ZERO }
     }
 
     const LONG: u64 = 3_600_000;
+    const LONG_MS: Duration = Duration::from_millis(LONG);
 
     #[test]
     fn a_connection_that_says_nothing_is_cut_off() {
@@ -199,7 +222,24 @@ mod tests {
         assert!(matches!(times(LONG, 0, 0, 0).due(&activity, Some(Duration::ZERO)), Due::Later(_)));
         drop(busy);
         assert_eq!(times(LONG, 0, LONG, 0).due(&activity, None), Due::Leave);
-        assert!(matches!(times(LONG, 0, 0, 0).due(&activity, Some(activity.age())), Due::Later(_)));
+        assert!(matches!(times(LONG, 0, 0, 0).due(&activity, Some(LONG_MS)), Due::Later(_)));
+    }
+
+    #[test]
+    fn a_connection_that_should_go_takes_a_request_for_a_moment_more_and_a_begun_head_to_its_end() {
+        let activity = Activity::new();
+        let busy = activity.begin();
+        drop(busy);
+        let now = || Some(activity.age());
+        let patient = Times { grace: LONG_MS, ..times(LONG, LONG, LONG, 0) };
+        assert!(matches!(patient.due(&activity, now()), Due::Later(_)));
+        let hasty = times(LONG, LONG, LONG, 0);
+        assert_eq!(hasty.due(&activity, now()), Due::Close);
+        activity.head(true);
+        assert!(matches!(hasty.due(&activity, now()), Due::Later(_)));
+        activity.head(false);
+        let _busy = activity.begin();
+        assert!(matches!(hasty.due(&activity, now()), Due::Later(_)));
     }
 
     #[test]

@@ -35,8 +35,8 @@ const INCOMING_BYTES: (u64, u64) = (64 * 1024, 16 * 1024 * 1024);
 const UNPROVEN_MAX: usize = 100;
 /// Handshakes that begin in one second from which on it must.
 const UNPROVEN_PER_SECOND_MAX: u32 = 1_000;
-/// How long handshakes are still taken after the end was announced.
-const ACCEPT_GRACE: Duration = Duration::from_millis(250);
+/// How long handshakes are still taken after the end was announced: of clients that had begun one, or were sent Retry.
+const ACCEPT_GRACE: Duration = Duration::from_secs(1);
 /// Bytes of a handshake that came out of order. A client's is a few hundred.
 const CRYPTO_BYTES_MAX: usize = 8 * 1024;
 

@@ -20,6 +20,9 @@ pub(crate) const SHARDS_MAX: u8 = 64;
 const SHARD_BITS: u8 = 0x7f;
 /// Bytes of our connection IDs.
 const ID_BYTES: usize = 8;
+/// By which an ID is known as ours: its last two bytes are the upper half of what its first four are times this. It tells
+/// nobody anything, since both are random, and it is the same in every version: two of them may share a port.
+const MARK: u32 = 0x9e37_79b1;
 
 /// One half of the sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,6 +66,7 @@ pub(super) struct Steering {
 /// What a step of a program does (`linux/bpf_common.h`).
 mod op {
     pub(super) const LOAD_WORD: u16 = 0x20;
+    pub(super) const LOAD_HALF: u16 = 0x28;
     pub(super) const LOAD_BYTE: u16 = 0x30;
     pub(super) const RECALL_X: u16 = 0x61;
     pub(super) const KEEP: u16 = 0x02;
@@ -74,6 +78,7 @@ mod op {
     pub(super) const REMAINDER: u16 = 0x94;
     pub(super) const JUMP: u16 = 0x05;
     pub(super) const IF_EQUAL: u16 = 0x15;
+    pub(super) const IF_EQUAL_X: u16 = 0x1d;
     pub(super) const IF_SET: u16 = 0x45;
     pub(super) const TO_X: u16 = 0x07;
     pub(super) const FROM_X: u16 = 0x87;
@@ -90,27 +95,46 @@ impl Steering {
         let shards = u32::from(self.shards);
         let first = u32::from(self.active.index()) * shards;
         // Where the steps for connection IDs that the client chose begin, and for those that we chose.
-        let (clients, ours) = (10, if self.is_handover { 15 } else { 11 });
+        let (clients, ours) = if self.is_handover { (20, 25_u32) } else { (10_u8, 11) };
         let mut steps = vec![
             // RFC 8999 5: a long header, or a short one with our ID after the first byte.
             (op::LOAD_BYTE, 0, 0, 0),
             (op::IF_SET, 2, 0, 0x80),
             (op::LOAD_BYTE, 0, 0, 1),
             (op::JUMP, 0, 0, ours - 4),
-            // RFC 9000 17.2: of version 1, Handshake has our ID. Initial and 0-RTT have the client's, or ours of Retry.
+            // RFC 9000 17.2: of version 1, Handshake has our ID.
             (op::LOAD_WORD, 0, 0, 1),
             (op::IF_EQUAL, 0, clients - 6, 1),
             (op::LOAD_BYTE, 0, 0, 0),
-            (op::IF_SET, 0, clients - 8, 0x20),
+            (op::IF_SET, 0, 2, 0x20),
             (op::LOAD_BYTE, 0, 0, 6),
             (op::JUMP, 0, 0, ours - 10),
+        ];
+        if self.is_handover {
+            // Initial and 0-RTT have the client's ID first and then ours: in the datagram that ends the handshake, or after
+            // Retry. Those belong to whoever began it.
+            let ours_marked = [
+                (op::LOAD_BYTE, 0, 0, 5),
+                (op::IF_EQUAL, 0, 8, 8),
+                (op::LOAD_WORD, 0, 0, 6),
+                (op::MULTIPLY, 0, 0, MARK),
+                (op::SHIFT_RIGHT, 0, 0, 16),
+                (op::TO_X, 0, 0, 0),
+                (op::LOAD_HALF, 0, 0, 12),
+                (op::IF_EQUAL_X, 0, 2, 0),
+                (op::LOAD_BYTE, 0, 0, 6),
+                (op::JUMP, 0, 0, ours - 20),
+            ];
+            steps.extend(ours_marked);
+        }
+        steps.extend([
             (op::LOAD_BYTE, 0, 0, 6),
             // To the active half. An ID of Retry reaches the endpoint that gave it.
             (op::AND, 0, 0, SHARD_BITS.into()),
             (op::REMAINDER, 0, 0, shards),
             (op::ADD, 0, 0, first),
             (op::RETURN, 0, 0, 0),
-        ];
+        ]);
         if self.is_handover {
             steps.extend([
                 (op::TO_X, 0, 0, 0),
@@ -140,7 +164,7 @@ impl Steering {
     pub(super) fn attach(self, socket: &UdpSocket) -> io::Result<()> {
         let step = |(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k };
         let mut steps: Vec<libc::sock_filter> = self.program().into_iter().map(step).collect();
-        let length = u16::try_from(steps.len()).expect("a program has 25 steps at most");
+        let length = u16::try_from(steps.len()).expect("a program has 35 steps at most");
         let program = libc::sock_fprog { len: length, filter: steps.as_mut_ptr() };
         let size = libc::socklen_t::try_from(size_of_val(&program)).expect("two words");
         #[expect(unsafe_code, reason = "no library has this socket option")]
@@ -181,6 +205,9 @@ impl ConnectionIdGenerator for Ids {
         // Any number that leaves the shard when it is divided: who looks on learns less from it.
         let rounds = (SHARD_BITS + 1) / self.shards;
         id[0] = self.half.index() << 7 | (self.shard + self.shards * (id[0] % rounds));
+        let [a, b, c, d, ..] = id;
+        let [mark, of, _, _] = u32::from_be_bytes([a, b, c, d]).wrapping_mul(MARK).to_be_bytes();
+        (id[6], id[7]) = (mark, of);
         ConnectionId::new(&id)
     }
 
@@ -244,6 +271,30 @@ mod tests {
                     // Short, Handshake; then Initial, 0-RTT, and what another version has.
                     let packets = [short(byte), long(2, 1, byte), long(0, 1, byte), long(1, 1, byte), long(2, 2, byte)];
                     assert_eq!(reached(&group, &packets), [own, own, new, new, new], "{active:?} {is_handover} {byte}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_handshake_reaches_whoever_began_it() {
+        let shards = 3;
+        let group = UdpGroup::bind("127.0.0.1:0".parse().unwrap(), shards).unwrap();
+        for active in [Half::First, Half::Second] {
+            Steering { shards, active, is_handover: true }.attach(&group.sockets()[0]).unwrap();
+            for half in [Half::First, Half::Second] {
+                for shard in 0..shards {
+                    let id = Ids::new(half, shard, shards).generate_cid();
+                    // RFC 9000 17.2.2: an Initial with our ID, as in the datagram that has the client's Finished.
+                    let ours = [&[0xc0, 0, 0, 0, 1, 8], &id[..], &[0, 0, 0]].concat();
+                    let own = usize::from(shard + half.index() * shards);
+                    let mut other = ours.clone();
+                    other[13] ^= 1;
+                    // The same bytes in an ID of another length are the client's.
+                    let mut longer = ours.clone();
+                    longer[5] = 9;
+                    let new = usize::from(shard + active.index() * shards);
+                    assert_eq!(reached(&group, &[ours, other, longer]), [own, new, new], "{active:?} {half:?} {shard}");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! HTTP/1.1 and HTTP/2 over TCP, with TLS and without.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http::header::{ALT_SVC, CONNECTION};
 use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
@@ -28,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
 use super::body::{Inbound, Outbound};
-use super::drive::{Times, drive};
+use super::drive::{GRACE, Times, drive};
 use super::h1::Messages;
 use super::h1::head::Bounds;
 use super::h2::Glitches;
@@ -101,6 +103,15 @@ pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: Ca
     let connections_max = listening.parts.front.connections_max as usize;
     let descriptors = descriptors_max();
     let mut connections = JoinSet::new();
+    let take = |connections: &mut JoinSet<()>, tcp: TcpStream, peer| {
+        // The system gives the lowest number that is free, so all below it are taken.
+        if tcp.as_raw_fd() >= descriptors {
+            listening.parts.metrics.connection_refused("descriptors");
+            shed(&tcp);
+        } else {
+            connections.spawn(connection(tcp, peer, Arc::clone(&listening), stop.clone()));
+        }
+    };
     let mut told: Option<Instant> = None;
     loop {
         // Every branch may be dropped: each of the three futures loses nothing.
@@ -108,12 +119,7 @@ pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: Ca
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < connections_max => match accepted {
-                // The system gives the lowest number that is free, so all below it are taken.
-                Ok((tcp, _)) if tcp.as_raw_fd() >= descriptors => {
-                    listening.parts.metrics.connection_refused("descriptors");
-                    shed(&tcp);
-                }
-                Ok((tcp, peer)) => drop(connections.spawn(connection(tcp, peer, Arc::clone(&listening), stop.clone()))),
+                Ok((tcp, peer)) => take(&mut connections, tcp, peer),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
                     if told.is_none_or(|told| told.elapsed() > ACCEPT_TOLD) {
@@ -124,6 +130,12 @@ pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: Ca
                 }
             },
         }
+    }
+    // The system has made these already, and would reset them with the listener.
+    while connections.len() < connections_max
+        && let Some(Ok((tcp, peer))) = listener.accept().now_or_never()
+    {
+        take(&mut connections, tcp, peer);
     }
     // From here on the system refuses connections.
     drop(listener);
@@ -148,6 +160,19 @@ fn shed(tcp: &TcpStream) {
     let _ = tcp.set_zero_linger();
 }
 
+/// What comes of it, if it does not take much longer than until `stop`.
+async fn in_time<T>(stop: &CancellationToken, doing: impl Future<Output = T>) -> Option<T> {
+    let over = async {
+        stop.cancelled().await;
+        sleep(GRACE).await;
+    };
+    // The loser is dropped for good.
+    tokio::select! {
+        done = doing => Some(done),
+        () = over => None,
+    }
+}
+
 async fn connection(tcp: TcpStream, peer: SocketAddr, listening: Arc<Listening>, stop: CancellationToken) {
     if let Err(error) = serve_connection(tcp, peer, &listening, stop).await {
         tracing::debug!(%peer, error = format!("{error:#}"), "connection ended");
@@ -166,11 +191,8 @@ async fn serve_connection(
     let mut client = peer;
     if has(&front.proxy_protocol_from, peer.ip()) {
         let header = timeout(Duration::from_millis(front.head_ms), proxy::read(&mut tcp));
-        let header = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            header = header => header?,
-        };
-        let told = header.inspect_err(|_| parts.metrics.connection_refused("proxy-header"))?;
+        let Some(header) = in_time(&stop, header).await else { return Ok(()) };
+        let told = header?.inspect_err(|_| parts.metrics.connection_refused("proxy-header"))?;
         client = told.unwrap_or(peer);
     }
     let place = match sources.enter(client.ip(), Transport::Tcp) {
@@ -189,10 +211,8 @@ async fn serve_connection(
         Kind::Tls { servers, alt_svc } => over_tls(tcp, (servers, alt_svc), shared, stop).await,
         Kind::Plain => {
             let sniffing = timeout(Duration::from_millis(front.head_ms), sniff(&mut tcp));
-            let (ahead, is_h2) = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                sniffed = sniffing => sniffed??,
-            };
+            let Some(sniffed) = in_time(&stop, sniffing).await else { return Ok(()) };
+            let (ahead, is_h2) = sniffed??;
             let protocol = if is_h2 { Protocol::H2 } else { Protocol::H1 };
             speak(tcp, ahead, Shared { protocol, ..shared }, stop).await
         }
@@ -207,11 +227,9 @@ async fn over_tls(
 ) -> anyhow::Result<()> {
     let metrics = &shared.parts.metrics;
     let shaking = timeout(Duration::from_millis(shared.parts.front.handshake_ms), handshake(servers, tcp));
-    let (mut tls, told) = tokio::select! {
-        // Who has not shaken hands yet loses nothing.
-        () = stop.cancelled() => return Ok(()),
-        tls = shaking => tls.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?,
-    };
+    // A client that has said its part of it may have sent a request already.
+    let Some(shaken) = in_time(&stop, shaking).await else { return Ok(()) };
+    let (mut tls, told) = shaken.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?;
     let (_, session) = tls.get_ref();
     if session.alpn_protocol() == Some(ACME_ALPN) {
         // RFC 8737 3: the handshake was all that there is to see.
@@ -347,7 +365,7 @@ fn tell_transport(shared: &Shared, count: u64, is_last: bool, fields: &mut Heade
         if count >= front.streams_per_connection_max {
             shared.activity.urge();
         }
-    } else if is_last || count >= front.requests_per_connection_max {
+    } else if is_last || shared.activity.is_leaving() || count >= front.requests_per_connection_max {
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

@@ -30,10 +30,16 @@ const AGE_MAX: Duration = Duration::from_secs(3_600);
 const AGE_SPREAD: u32 = 8;
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long a client has to hear that the connection is leaving: a round trip, or this.
+/// Round trips that a client has to hear that the connection is leaving, or that a request was refused: one, and as long as
+/// it takes to find that a packet was lost (RFC 9002 6.2).
+const TRIPS: u32 = 3;
+/// The least time for the former.
 const WARNING_MIN: Duration = Duration::from_secs(1);
-/// After the last answer of a connection that leaves has arrived, time for the client to go by itself.
-const LINGER: Duration = Duration::from_millis(200);
+/// The least and the most for the latter, and for the client to go by itself when its last answer has arrived.
+const LINGER_MIN: Duration = Duration::from_millis(200);
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// How long a client that goes on asking is told that it is refused.
+const REFUSING_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked at whether the last answer has arrived.
 const LINGER_LOOK: Duration = Duration::from_millis(20);
 /// The largest identifier of a request's stream: it promises that nothing is refused yet (RFC 9114 5.2).
@@ -185,8 +191,8 @@ impl Connection {
 
     /// It is time to leave: the client shall begin nothing new, and is told so before anything is refused.
     async fn warn(&mut self) -> anyhow::Result<()> {
-        let trip = self.shared.quic.rtt().clamp(WARNING_MIN, HANDSHAKE_MAX);
-        self.leaving = Leaving::Warned { until: Instant::now() + trip };
+        let trips = (self.shared.quic.rtt() * TRIPS).clamp(WARNING_MIN, HANDSHAKE_MAX);
+        self.leaving = Leaving::Warned { until: Instant::now() + trips };
         self.goaway(LAST_STREAM).await
     }
 
@@ -234,18 +240,24 @@ impl Connection {
     async fn linger(&mut self) {
         while self.requests.join_next().await.is_some() {}
         let quic = self.shared.quic.clone();
-        let mut arrived = Instant::now();
+        let enough = (quic.rtt() * TRIPS).clamp(LINGER_MIN, LINGER_MAX);
+        let (mut arrived, mut refused) = (Instant::now(), Instant::now());
         loop {
             let now = Instant::now();
             match self.shared.undelivered() {
                 Some(oldest) if self.pace.is_too_slow(now, Some(oldest), quic.stats().udp_tx.bytes) => return,
-                Some(_) => arrived = now,
-                None if now.saturating_duration_since(arrived) >= LINGER => return,
+                Some(_) => (arrived, refused) = (now, now),
+                None if now.saturating_duration_since(refused) >= enough => return,
+                None if now.saturating_duration_since(arrived) >= REFUSING_MAX => return,
                 None => {}
             }
             // Either may be dropped: a stream that is not accepted stays in the connection.
             match timeout(LINGER_LOOK, quic.accept_bi()).await {
-                Ok(Ok((send, receive))) => reject(send, receive),
+                Ok(Ok((send, receive))) => {
+                    reject(send, receive);
+                    // It has to hear of that too, and may have asked for more.
+                    refused = Instant::now();
+                }
                 Ok(Err(_)) => return,
                 Err(_) => {}
             }

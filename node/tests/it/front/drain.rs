@@ -48,6 +48,48 @@ async fn http_1_ends_its_answer_and_then_the_connection() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_of_http_1_gets_one_answer_more_which_says_that_it_is_the_last() {
+    let front = Front::start().await;
+    let parts = Arc::clone(&front.parts);
+    let mut idle = h1(TcpStream::connect(front.http()).await.unwrap()).await;
+    text(idle.send_request(get("/")).await.unwrap()).await;
+    let drained = front.drain(LONG);
+    while parts.is_ready() {
+        tokio::task::yield_now().await;
+    }
+    let last = idle.send_request(get("/")).await.unwrap();
+    assert_eq!(last.headers()["connection"], "close");
+    assert_eq!(text(last).await, "hello");
+    timeout(PATIENCE, drained).await.unwrap().unwrap();
+    assert!(idle.send_request(get("/")).await.is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_has_just_connected_is_still_served() {
+    let front = Front::start().await;
+    let (http, https) = (front.http(), front.https());
+    let [one, two, plain] = [https, https, http].map(TcpStream::connect);
+    let (one, two, plain) = (one.await.unwrap(), two.await.unwrap(), plain.await.unwrap());
+    let connector = |alpn| TlsConnector::from(Arc::new(front.client(alpn)));
+    let (connector_1, connector_2) = (connector(b"http/1.1"), connector(b"h2"));
+    let parts = Arc::clone(&front.parts);
+    let drained = front.drain(LONG);
+    while parts.is_ready() {
+        tokio::task::yield_now().await;
+    }
+    let name = ServerName::try_from(HOST).unwrap();
+    let (one, two) = tokio::join!(connector_1.connect(name.clone(), one), connector_2.connect(name, two));
+    for stream in [h1(one.unwrap()).await.send_request(get("/")), h1(plain).await.send_request(get("/"))] {
+        let answer = stream.await.unwrap();
+        assert_eq!(answer.headers()["connection"], "close");
+        assert_eq!(text(answer).await, "hello");
+    }
+    let answer = h2(two.unwrap()).await.send_request(get("https://hello.edge.test/")).await.unwrap();
+    assert_eq!(text(answer).await, "hello");
+    timeout(PATIENCE, drained).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn http_2_says_goaway_and_ends_its_answers() {
     let front = Front::start().await;
     let https = front.https();
