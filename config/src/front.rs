@@ -16,6 +16,8 @@ const NETWORKS_MAX: usize = 1_000;
 pub struct Front {
     /// Connections of one listener at once; more wait in the system's queue. Default 16,384.
     pub connections_max: u32,
+    /// Handshakes of TLS and QUIC under way at once, of the whole node; more are reset or refused. Default 4,096.
+    pub handshakes_max: u32,
     /// Time for a handshake of TLS or QUIC, milliseconds. Default 10,000.
     pub handshake_ms: u64,
     /// Bytes of a request's head, whichever version; more is 431. Default 16 KiB.
@@ -36,7 +38,7 @@ pub struct Front {
     pub streams_max: u32,
     /// Requests of one HTTP/2 or 3 connection; then its client is asked to make another. Default 10,000.
     pub streams_per_connection_max: u64,
-    /// What a client may do on one HTTP/2 connection that serves nothing (pings, settings, priorities, resets, unknown
+    /// What a client may do on one HTTP/2 or 3 connection that serves nothing (pings, settings, priorities, resets, unknown
     /// frames, streams that break a rule); at three quarters it is asked to leave, then cut off. Every answer that it
     /// takes whole gives one back. Default 1,000.
     pub glitches_max: u32,
@@ -60,6 +62,7 @@ impl Default for Front {
     fn default() -> Self {
         Self {
             connections_max: 16_384,
+            handshakes_max: 4_096,
             handshake_ms: 10_000,
             head_bytes_max: 16 * 1024,
             target_bytes_max: 8 * 1024,
@@ -104,8 +107,9 @@ pub struct PerAddress {
     pub quic_connections_max: u32,
     /// New connections a second, with twice as many at once after a rest. Default 100.
     pub connections_per_second: u32,
-    /// Requests a second, with twice as many at once after a rest; more are answered 429. Default 0: no bound, since many
-    /// people may share an address.
+    /// Requests a second over all its connections, with twice as many at once after a rest; more are answered 429. The
+    /// address is the client's that a peer of `proxy_protocol_from` or `forwarded_from` told. Default 0: no bound, since
+    /// many people may share an address.
     pub requests_per_second: u32,
     /// Networks without these bounds. Default loopback. Peers of `proxy_protocol_from` are never bound by them.
     pub exempt: Vec<IpNet>,
@@ -129,6 +133,7 @@ impl Front {
     pub(crate) fn check(&self, problems: &mut Problems) {
         let bounds = [
             ("connections_max", u64::from(self.connections_max)),
+            ("handshakes_max", self.handshakes_max.into()),
             ("handshake_ms", self.handshake_ms),
             ("target_bytes_max", self.target_bytes_max.into()),
             ("fields_max", self.fields_max.into()),

@@ -6,6 +6,7 @@
 pub(crate) mod sockets;
 pub(crate) mod steer;
 
+mod handshakes;
 mod source;
 
 mod handshake;
@@ -42,24 +43,15 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::handshakes::Handshakes;
 use self::sockets::{Sockets, UdpGroup};
 use self::source::Sources;
 use crate::serve::Parts;
 
-/// Time for a handshake of QUIC.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Time for a request's head over QUIC.
-const HEAD_MAX: Duration = Duration::from_secs(10);
-/// Bytes of a request's head over QUIC.
-const HEAD_BYTES_MAX: u32 = 16 * 1024;
-/// Requests that one connection of HTTP/3 may have under way.
-const STREAMS_MAX: u32 = 100;
 /// Bytes of one request's body that may wait unread.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// Bytes of all bodies of a connection that may wait unread.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// QUIC connections of one listener.
-const CONNECTIONS_MAX: usize = 16_384;
 /// Seconds for which clients remember that there is HTTP/3 here.
 const ALT_SVC_SECONDS: u32 = 86_400;
 /// Time to tell QUIC clients that their connection is over.
@@ -107,6 +99,7 @@ pub struct Listeners {
     http: Option<SocketAddr>,
     parts: Arc<Parts>,
     sources: Arc<Sources>,
+    handshakes: Arc<Handshakes>,
     stop: CancellationToken,
     quic: Vec<quinn::Endpoint>,
     tasks: JoinSet<()>,
@@ -138,6 +131,7 @@ impl Listeners {
             https: None,
             http: None,
             sources: Arc::new(Sources::new(&parts.front)),
+            handshakes: Arc::new(Handshakes::new(parts.front.handshakes_max)),
             parts,
             stop: CancellationToken::new(),
             quic: Vec::new(),
@@ -150,8 +144,7 @@ impl Listeners {
         if let Some(listener) = &sockets.http {
             let (listener, local) = listening(listener)?;
             listeners.http = Some(local);
-            let (parts, sources) = (Arc::clone(&listeners.parts), Arc::clone(&listeners.sources));
-            let listening = tcp::Listening { kind: tcp::Kind::Plain, parts, sources };
+            let listening = listeners.listening_to(tcp::Kind::Plain);
             listeners.tasks.spawn(tcp::accept(listener, listening, listeners.stop.clone()));
         }
         listeners.sockets = sockets;
@@ -166,24 +159,31 @@ impl Listeners {
     ) -> Result<SocketAddr, ListenError> {
         let servers = FrontServers::new(front, &[b"h2", b"http/1.1"]).map_err(ListenError::Tls)?;
         let h3 = quic_server(front).map_err(ListenError::Tls)?;
-        let quic = quic::server_config(h3, &front.secret)?;
+        let quic = quic::server_config(h3, &front.secret, &self.parts.front)?;
         let (listener, local) = listening(tcp)?;
         let alt_svc = format!("h3=\":{}\"; ma={ALT_SVC_SECONDS}", local.port());
         let alt_svc = HeaderValue::try_from(alt_svc).expect("digits and ASCII text");
-        let kind = tcp::Kind::Tls { servers, alt_svc };
-        let (parts, sources) = (Arc::clone(&self.parts), Arc::clone(&self.sources));
-        let listening = tcp::Listening { kind, parts, sources };
+        let listening = self.listening_to(tcp::Kind::Tls { servers, alt_svc });
         self.tasks.spawn(tcp::accept(listener, listening, self.stop.clone()));
         if let Some(udp) = udp {
             let unbound = |source| ListenError::Bind { address: local, transport: "UDP", source };
             self.quic = quic::endpoints(&quic, &front.secret, udp).map_err(unbound)?;
         }
         for endpoint in &self.quic {
-            let (parts, sources) = (Arc::clone(&self.parts), Arc::clone(&self.sources));
-            let most = CONNECTIONS_MAX / self.quic.len();
-            self.tasks.spawn(quic::accept(endpoint.clone(), most, (parts, sources), self.stop.clone()));
+            let listening = quic::Listening {
+                parts: Arc::clone(&self.parts),
+                sources: Arc::clone(&self.sources),
+                handshakes: Arc::clone(&self.handshakes),
+                connections_max: (self.parts.front.connections_max as usize).div_ceil(self.quic.len()),
+            };
+            self.tasks.spawn(quic::accept(endpoint.clone(), listening, self.stop.clone()));
         }
         Ok(local)
+    }
+
+    fn listening_to(&self, kind: tcp::Kind) -> tcp::Listening {
+        let (parts, sources) = (Arc::clone(&self.parts), Arc::clone(&self.sources));
+        tcp::Listening { kind, parts, sources, handshakes: Arc::clone(&self.handshakes) }
     }
 
     /// The sockets, for a successor.

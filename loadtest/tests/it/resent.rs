@@ -45,7 +45,7 @@ async fn against_h1(method: Method) -> Report {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_get_that_met_the_end_of_an_idle_connection_is_sent_again_and_a_post_is_not() {
     let report = against_h1(Method::GET).await;
-    assert_eq!((report.total.answered, report.total.errors), (40, BTreeMap::new()));
+    assert_eq!((report.total.answered, &report.total.errors), (40, &BTreeMap::new()));
     assert!(report.connections.resent > 0);
     let report = against_h1(Method::POST).await;
     assert_eq!(report.connections.resent, 0);
@@ -87,7 +87,7 @@ async fn against_h2(reason: Reason) -> Report {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_stream_is_sent_again_and_a_cancelled_one_is_not() {
     let report = against_h2(Reason::REFUSED_STREAM).await;
-    assert_eq!((report.total.answered, report.total.errors), (40, BTreeMap::new()));
+    assert_eq!((report.total.answered, &report.total.errors), (40, &BTreeMap::new()));
     assert!((1..=3).contains(&report.connections.resent), "{report}");
     let report = against_h2(Reason::CANCEL).await;
     assert_eq!((report.connections.resent, report.total.answered), (0, 37));
@@ -134,7 +134,7 @@ async fn what_a_server_of_http_3_rejects_is_sent_again() {
     });
     let report = tokio::time::timeout(LONG, run(options, |_| {})).await.unwrap().unwrap();
     serving.await.unwrap();
-    assert_eq!((report.total.answered, report.total.errors), (200, BTreeMap::new()));
+    assert_eq!((report.total.answered, &report.total.errors), (200, &BTreeMap::new()));
     assert_eq!(report.connections.opened, 2);
     assert!(report.connections.resent > 0);
 }

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -14,10 +13,6 @@ use super::activity::{Activity, Busy};
 use super::patience::Patience;
 use super::tasks::Progress;
 
-/// How long a client may stay silent while its body is waited for, unless the node's file says otherwise.
-const READ_IDLE: Duration = Duration::from_secs(30);
-/// Bytes a second below which that time runs out.
-const BYTES_PER_SECOND_MIN: u32 = 1_024;
 /// Bytes of an answer that one stream of HTTP/2 offers at once: what it offers waits where no time is kept.
 const PIECE_BYTES: usize = 16 * 1024;
 
@@ -28,10 +23,6 @@ pub(super) struct Inbound<B> {
 }
 
 impl<B> Inbound<B> {
-    pub(super) fn new(body: B) -> Self {
-        Self::patient(body, Patience::new(READ_IDLE, BYTES_PER_SECOND_MIN))
-    }
-
     pub(super) fn patient(body: B, patience: Patience) -> Self {
         Self { body, patience }
     }

@@ -5,7 +5,6 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use selvage_config::front::Front;
 
-use super::forwarded;
 use crate::fault::{ClientFault, Fault};
 use crate::request::{Protocol, Request};
 use crate::route::{fields, split};
@@ -24,12 +23,11 @@ pub(crate) struct Checked {
 }
 
 /// Checks a request's head and takes out of it what must not go further: fields of the connection, and fields that only
-/// the node sets. Afterwards the target has scheme and authority, and the client is who a trusted proxy says it is.
+/// the node sets. Afterwards the target has scheme and authority.
 ///
 /// # Errors
 /// [`Fault::Client`].
 pub(crate) fn check(front: &Front, request: &mut Request) -> Result<Checked, Fault> {
-    forwarded::believe(front, request);
     let (protocol, http) = (request.protocol, &mut request.http);
     if matches!(*http.method(), Method::CONNECT | Method::TRACE) {
         return Err(Fault::Client(ClientFault::Method));

@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt};
 use selvage_certs::FrontSecret;
+use selvage_config::front::Front;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::handshakes::{Handshake, Handshakes};
 use super::sockets::UdpGroup;
 use super::source::{Sources, Transport};
 use super::steer::Ids;
-use super::{CONNECTION_WINDOW_BYTES, HANDSHAKE_MAX, ListenError, STREAM_WINDOW_BYTES, STREAMS_MAX, h3};
+use super::{CONNECTION_WINDOW_BYTES, ListenError, STREAM_WINDOW_BYTES, h3};
 use crate::serve::Parts;
 
 /// RFC 9114 8.1: the client asks too much.
@@ -25,8 +27,8 @@ const EXCESSIVE_LOAD: VarInt = VarInt::from_u32(0x107);
 const UNI_STREAMS_MAX: u32 = 8;
 /// Bytes of answers that wait for the client's acknowledgement.
 const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
-/// How long a connection may be silent, milliseconds.
-const IDLE_MS: u32 = 30_000;
+/// How long no packet may come of a connection, milliseconds: whoever is there has said something before.
+const SILENT_MS: u32 = 30_000;
 /// Handshakes that have begun but not been looked at.
 const INCOMING_MAX: usize = 1_024;
 /// Bytes that wait for one such handshake, and for all of them.
@@ -40,18 +42,32 @@ const ACCEPT_GRACE: Duration = Duration::from_secs(1);
 /// Bytes of a handshake that came out of order. A client's is a few hundred.
 const CRYPTO_BYTES_MAX: usize = 8 * 1024;
 
+/// What the endpoints of a listener have in common.
+#[derive(Clone)]
+pub(super) struct Listening {
+    pub(super) parts: Arc<Parts>,
+    pub(super) sources: Arc<Sources>,
+    pub(super) handshakes: Arc<Handshakes>,
+    /// Connections of one endpoint.
+    pub(super) connections_max: usize,
+}
+
 /// QUIC's side of the configuration.
-pub(super) fn server_config(tls: Arc<rustls::ServerConfig>, secret: &FrontSecret) -> Result<ServerConfig, ListenError> {
+pub(super) fn server_config(
+    tls: Arc<rustls::ServerConfig>,
+    secret: &FrontSecret,
+    front: &Front,
+) -> Result<ServerConfig, ListenError> {
     let crypto = QuicServerConfig::try_from(tls).map_err(ListenError::Quic)?;
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(STREAMS_MAX.into())
+        .max_concurrent_bidi_streams(front.streams_max.into())
         .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
         .stream_receive_window(STREAM_WINDOW_BYTES.into())
         .receive_window(CONNECTION_WINDOW_BYTES.into())
         .send_window(SEND_WINDOW_BYTES)
         .crypto_buffer_size(CRYPTO_BYTES_MAX)
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(SILENT_MS))))
         .datagram_receive_buffer_size(None);
     let mut config = ServerConfig::new(Arc::new(crypto), Arc::new(secret.quic_token_key()));
     config
@@ -73,13 +89,8 @@ pub(super) fn endpoints(config: &ServerConfig, secret: &FrontSecret, group: &Udp
     (0..).zip(group.active_sockets()).map(endpoint).collect()
 }
 
-/// Accepts until `stop`, then waits for the connections to end. It holds so many at most.
-pub(super) async fn accept(
-    endpoint: Endpoint,
-    connections_max: usize,
-    (parts, sources): (Arc<Parts>, Arc<Sources>),
-    stop: CancellationToken,
-) {
+/// Accepts until `stop`, then waits for the connections to end.
+pub(super) async fn accept(endpoint: Endpoint, listening: Listening, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let unproven = Arc::new(AtomicUsize::new(0));
     let mut rate = Rate::default();
@@ -93,19 +104,26 @@ pub(super) async fn accept(
         tokio::select! {
             () = &mut over => break,
             Some(_) = connections.join_next() => {}
-            incoming = endpoint.accept(), if connections.len() < connections_max => {
+            incoming = endpoint.accept(), if connections.len() < listening.connections_max => {
                 let Some(incoming) = incoming else { break };
-                let crowded = rate.is_high(Instant::now()) || unproven.load(Ordering::Relaxed) >= UNPROVEN_MAX;
+                let crowded = rate.is_high(Instant::now())
+                    || unproven.load(Ordering::Relaxed) >= UNPROVEN_MAX
+                    || listening.handshakes.is_crowded();
                 if crowded && !incoming.remote_address_validated() {
                     // Fails only for an address that has been validated.
                     let _ = incoming.retry();
                     continue;
                 }
-                let (parts, sources, stop) = (Arc::clone(&parts), Arc::clone(&sources), stop.clone());
-                let handshake = Handshake::new(&unproven);
+                let Some(handshake) = listening.handshakes.begin() else {
+                    listening.parts.metrics.connection_refused("handshakes");
+                    incoming.refuse();
+                    continue;
+                };
+                let (listening, stop) = (listening.clone(), stop.clone());
+                let under_way = (handshake, Unproven::new(&unproven));
                 connections.spawn(async move {
                     let client = incoming.remote_address();
-                    if let Err(error) = connection(incoming, handshake, (parts, &sources), stop).await {
+                    if let Err(error) = connection(incoming, under_way, listening, stop).await {
                         tracing::debug!(%client, error = format!("{error:#}"), "connection ended");
                     }
                 });
@@ -119,31 +137,32 @@ pub(super) async fn accept(
 
 async fn connection(
     incoming: Incoming,
-    handshake: Handshake,
-    (parts, sources): (Arc<Parts>, &Sources),
+    under_way: (Handshake, Unproven),
+    Listening { parts, sources, .. }: Listening,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let quic = timeout(HANDSHAKE_MAX, incoming.accept()?).await??;
-    drop(handshake);
+    let handshake = Duration::from_millis(parts.front.handshake_ms);
+    let quic = timeout(handshake, incoming.accept()?).await??;
+    drop(under_way);
     // The handshake has shown that the address is the client's.
-    let _place = sources.enter(quic.remote_address().ip(), Transport::Quic).inspect_err(|full| {
+    let place = sources.enter(quic.remote_address().ip(), Transport::Quic).inspect_err(|full| {
         parts.metrics.connection_refused(full.as_str());
         quic.close(EXCESSIVE_LOAD, b"");
     })?;
-    h3::connection(quic, parts, stop).await
+    h3::connection(quic, parts, (sources, place), stop).await
 }
 
-/// Counts a handshake while it lasts.
-struct Handshake(Arc<AtomicUsize>);
+/// Counts a handshake of one endpoint while it lasts.
+struct Unproven(Arc<AtomicUsize>);
 
-impl Handshake {
+impl Unproven {
     fn new(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(count))
     }
 }
 
-impl Drop for Handshake {
+impl Drop for Unproven {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

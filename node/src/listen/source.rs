@@ -105,6 +105,10 @@ impl Entry {
         }
     }
 
+    fn is_rested(&self, now: Duration) -> bool {
+        self.connections.is_rested(now) && self.requests.is_rested(now)
+    }
+
     fn is_connected(&self) -> bool {
         self.tcp.load(Ordering::Relaxed) > 0 || self.quic.load(Ordering::Relaxed) > 0
     }
@@ -138,28 +142,19 @@ fn nanos(time: Duration) -> u64 {
 #[derive(Debug)]
 pub(super) struct Place {
     /// None: the source has no bounds.
-    held: Option<(Arc<Entry>, Transport)>,
-    since: Instant,
-    requests_per_second: u32,
+    held: Option<Held>,
 }
 
-impl Place {
-    /// Whether the source may ask for one thing more.
-    pub(super) fn may_ask(&self) -> bool {
-        match &self.held {
-            Some((entry, _)) if self.requests_per_second > 0 => {
-                entry.requests.take(self.since.elapsed(), self.requests_per_second)
-            }
-            _ => true,
-        }
-    }
+#[derive(Debug)]
+struct Held {
+    source: Source,
+    entry: Arc<Entry>,
+    transport: Transport,
 }
 
-impl Drop for Place {
+impl Drop for Held {
     fn drop(&mut self) {
-        if let Some((entry, transport)) = &self.held {
-            entry.count(*transport).fetch_sub(1, Ordering::Relaxed);
-        }
+        self.entry.count(self.transport).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -177,11 +172,11 @@ impl Sources {
     }
 
     fn enter_at(&self, now: Duration, address: IpAddr, transport: Transport) -> Result<Place, Full> {
-        let place = |held| Place { held, since: self.since, requests_per_second: self.bounds.requests_per_second };
         if has(&self.unbound, address) {
-            return Ok(place(None));
+            return Ok(Place { held: None });
         }
-        let entry = self.entry(now, Source::of(address));
+        let source = Source::of(address);
+        let entry = self.entry(now, source);
         if !entry.connections.take(now, self.bounds.connections_per_second) {
             return Err(Full::Rate);
         }
@@ -189,9 +184,25 @@ impl Sources {
             Transport::Tcp => self.bounds.connections_max,
             Transport::Quic => self.bounds.quic_connections_max,
         };
-        let place = place(Some((Arc::clone(&entry), transport)));
-        // The place counts down when it is dropped, also when it is one too many.
-        if entry.count(transport).fetch_add(1, Ordering::Relaxed) >= max { Err(Full::Connections) } else { Ok(place) }
+        // It counts down when it is dropped, also when it is one too many.
+        let before = entry.count(transport).fetch_add(1, Ordering::Relaxed);
+        let held = Held { source, entry, transport };
+        if before >= max { Err(Full::Connections) } else { Ok(Place { held: Some(held) }) }
+    }
+
+    /// Whether this client may ask for one thing more. It came by the connection of this place, or somebody who is believed
+    /// passed its request on.
+    pub(super) fn may_ask(&self, place: &Place, client: IpAddr) -> bool {
+        self.bounds.requests_per_second == 0 || self.may_ask_at(self.since.elapsed(), place, client)
+    }
+
+    fn may_ask_at(&self, now: Duration, place: &Place, client: IpAddr) -> bool {
+        let (source, rate) = (Source::of(client), self.bounds.requests_per_second);
+        match &place.held {
+            Some(held) if held.source == source => held.entry.requests.take(now, rate),
+            _ if has(&self.unbound, client) => true,
+            _ => self.entry(now, source).requests.take(now, rate),
+        }
     }
 
     fn entry(&self, now: Duration, source: Source) -> Arc<Entry> {
@@ -201,7 +212,7 @@ impl Sources {
             return Arc::clone(entry);
         }
         if shard.len() >= SHARD_SOURCES_MAX {
-            shard.retain(|_, entry| entry.is_connected() || !entry.connections.is_rested(now));
+            shard.retain(|_, entry| entry.is_connected() || !entry.is_rested(now));
         }
         if shard.len() >= SHARD_SOURCES_MAX {
             // Those that are connected are bounded by the listeners.
@@ -267,11 +278,30 @@ mod tests {
     #[test]
     fn requests_have_a_rate_if_one_is_set() {
         let bound = sources(|bounds| bounds.requests_per_second = 5);
-        let (one, other) = (enter(&bound, "192.0.2.7").unwrap(), enter(&bound, "192.0.2.7").unwrap());
-        let asked = (0..20).filter(|n| if n % 2 == 0 { one.may_ask() } else { other.may_ask() }).count();
-        assert!((10..=11).contains(&asked), "{asked}");
-        let place = enter(&sources(|_| ()), "192.0.2.7").unwrap();
-        assert!((0..1_000).all(|_| place.may_ask()));
+        let of = |address: &str| (enter(&bound, address).unwrap(), address.parse::<IpAddr>().unwrap());
+        let all = ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"].map(of);
+        let asked = |(place, client): &(Place, IpAddr)| bound.may_ask_at(NOW, place, *client);
+        // Two of one network, over two connections, have what one may.
+        assert_eq!((0..20).filter(|number| asked(&all[number % 2])).count(), 10);
+        assert_eq!((0..20).filter(|_| asked(&all[2])).count(), 10);
+        let free = sources(|_| ());
+        let place = enter(&free, "192.0.2.7").unwrap();
+        assert!((0..1_000).all(|_| free.may_ask(&place, "192.0.2.7".parse().unwrap())));
+    }
+
+    #[test]
+    fn a_client_behind_a_balancer_has_its_rate_over_all_connections_and_the_balancer_has_none() {
+        let bound = sources(|bounds| bounds.requests_per_second = 5);
+        let balancer = [enter(&bound, "10.0.0.1").unwrap(), enter(&bound, "10.0.0.2").unwrap()];
+        let direct = enter(&bound, "192.0.2.7").unwrap();
+        let places = [&balancer[0], &balancer[1], &direct];
+        let asked = |client: &str| {
+            let client = client.parse().unwrap();
+            (0..30).filter(|number| bound.may_ask_at(NOW, places[number % 3], client)).count()
+        };
+        assert_eq!(asked("192.0.2.7"), 10);
+        assert_eq!(asked("192.0.2.8"), 10);
+        assert_eq!(asked("10.0.0.1"), 30);
     }
 
     #[test]

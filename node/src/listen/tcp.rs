@@ -31,10 +31,12 @@ use tokio_util::sync::CancellationToken;
 use super::activity::Activity;
 use super::body::{Inbound, Outbound};
 use super::drive::{GRACE, Times, drive};
+use super::forwarded::believe;
 use super::h1::Messages;
 use super::h1::head::Bounds;
 use super::h2::Glitches;
 use super::handshake::handshake;
+use super::handshakes::{Handshake, Handshakes};
 use super::patience::Patience;
 use super::proxy;
 use super::source::{Place, Sources, Transport};
@@ -82,11 +84,13 @@ pub(super) struct Listening {
     pub(super) kind: Kind,
     pub(super) parts: Arc<Parts>,
     pub(super) sources: Arc<Sources>,
+    pub(super) handshakes: Arc<Handshakes>,
 }
 
 /// What one connection's requests have in common.
 struct Shared {
     parts: Arc<Parts>,
+    sources: Arc<Sources>,
     client: SocketAddr,
     place: Place,
     protocol: Protocol,
@@ -185,7 +189,7 @@ async fn serve_connection(
     listening: &Listening,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Listening { kind, parts, sources } = listening;
+    let Listening { kind, parts, sources, handshakes } = listening;
     let front = &parts.front;
     tcp.set_nodelay(true)?;
     let mut client = peer;
@@ -204,11 +208,18 @@ async fn serve_connection(
         }
     };
     let activity = Activity::new();
-    let parts = Arc::clone(parts);
-    let shared =
-        Shared { parts, client, place, protocol: Protocol::H1, secure: false, alt_svc: None, session: None, activity };
+    let (parts, sources) = (Arc::clone(parts), Arc::clone(sources));
+    let (protocol, secure, alt_svc, session) = (Protocol::H1, false, None, None);
+    let shared = Shared { parts, sources, client, place, protocol, secure, alt_svc, session, activity };
     match kind {
-        Kind::Tls { servers, alt_svc } => over_tls(tcp, (servers, alt_svc), shared, stop).await,
+        Kind::Tls { servers, alt_svc } => {
+            let Some(under_way) = handshakes.begin() else {
+                shared.parts.metrics.connection_refused("handshakes");
+                shed(&tcp);
+                anyhow::bail!("too many handshakes");
+            };
+            over_tls(tcp, (servers, alt_svc, under_way), shared, stop).await
+        }
         Kind::Plain => {
             let sniffing = timeout(Duration::from_millis(front.head_ms), sniff(&mut tcp));
             let Some(sniffed) = in_time(&stop, sniffing).await else { return Ok(()) };
@@ -221,7 +232,7 @@ async fn serve_connection(
 
 async fn over_tls(
     tcp: TcpStream,
-    (servers, alt_svc): (&FrontServers, &HeaderValue),
+    (servers, alt_svc, under_way): (&FrontServers, &HeaderValue, Handshake),
     shared: Shared,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -230,6 +241,7 @@ async fn over_tls(
     // A client that has said its part of it may have sent a request already.
     let Some(shaken) = in_time(&stop, shaking).await else { return Ok(()) };
     let (mut tls, told) = shaken.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?;
+    drop(under_way);
     let (_, session) = tls.get_ref();
     if session.alpn_protocol() == Some(ACME_ALPN) {
         // RFC 8737 3: the handshake was all that there is to see.
@@ -331,15 +343,16 @@ async fn answer(shared: &Arc<Shared>, mut http: http::Request<Incoming>) -> http
     let (busy, count) = shared.activity.begin();
     let (front, activity) = (&shared.parts.front, &shared.activity);
     let patience = Patience::new(Duration::from_millis(front.body_idle_ms), front.bytes_per_second_min);
-    let request = Request {
+    let mut request = Request {
         http: http.map(|body| Inbound::patient(body, patience).boxed_unsync()),
         client: shared.client,
         protocol: shared.protocol,
         secure: shared.secure,
         arrived: Instant::now(),
     };
+    believe(front, &mut request);
     let refused = match activity.fault(count) {
-        None if !shared.place.may_ask() => Some(ClientFault::TooMany),
+        None if !shared.sources.may_ask(&shared.place, request.client.ip()) => Some(ClientFault::TooMany),
         fault => fault,
     };
     let mut response = match refused {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Buf as _;
 use futures_util::FutureExt as _;
+use selvage_config::front::Front;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -17,19 +18,19 @@ use super::exchange::exchange;
 use super::pace::Pace;
 use super::shared::{Shared, lock};
 use super::{frames, integer};
-use crate::listen::{HANDSHAKE_MAX, HEAD_BYTES_MAX, STREAMS_MAX};
+use crate::listen::source::{Place, Sources};
 use crate::request::Protocol;
 use crate::serve::Parts;
 
-/// Requests of one connection. Then it leaves, and the client makes a new one.
-const REQUESTS_MAX: u64 = 10_000;
-/// How long a connection may be without a request.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How old a connection may get, and by how much of that at most they differ.
-const AGE_MAX: Duration = Duration::from_secs(3_600);
-const AGE_SPREAD: u32 = 8;
-/// How often that is looked at.
+/// Connections of one age don't all end at once: each ends this part of its time earlier, at most.
+const AGE_SPREAD: u32 = 10;
+/// How often a connection is looked at, at least. Where its times are shorter, it is more often.
 const LOOK: Duration = Duration::from_secs(5);
+/// For us to tell a client something on the control stream.
+const CONTROL_MAX: Duration = Duration::from_secs(10);
+/// Frames of QUIC that serve nothing which a client may send in one second without their being counted: it keeps a
+/// connection alive, and looks for another way to us, with less.
+const PROBES_PER_SECOND: u32 = 10;
 /// Round trips that a client has to hear that the connection is leaving, or that a request was refused: one, and as long as
 /// it takes to find that a packet was lost (RFC 9002 6.2).
 const TRIPS: u32 = 3;
@@ -84,19 +85,23 @@ struct Connection {
     /// When it was last seen with a request.
     busy: Instant,
     pace: Pace,
+    /// When it was last looked at, and how many frames of QUIC that serve nothing had come by then.
+    probed: (Instant, u64),
 }
 
 /// Serves a connection to its end.
 pub(in crate::listen) async fn connection(
     quic: quinn::Connection,
     parts: Arc<Parts>,
+    (sources, place): (Arc<Sources>, Place),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let _open = parts.metrics.connection(Protocol::H3);
     let cut_off = CutOff(quic.clone());
-    let control = timeout(HANDSHAKE_MAX, greet(&quic)).await??;
+    let front = Arc::clone(&parts.front);
+    let control = timeout(CONTROL_MAX, greet(&quic, front.head_bytes_max)).await??;
     let mut connection = Connection {
-        shared: Arc::new(Shared::new(quic.clone(), parts)),
+        shared: Arc::new(Shared::new(quic.clone(), parts, (sources, place))),
         control,
         requests: JoinSet::new(),
         streams: JoinSet::new(),
@@ -104,7 +109,8 @@ pub(in crate::listen) async fn connection(
         count: 0,
         next: 0,
         busy: Instant::now(),
-        pace: Pace::default(),
+        pace: Pace::new(Duration::from_millis(front.write_idle_ms), front.bytes_per_second_min),
+        probed: (Instant::now(), 0),
     };
     connection.run(&stop).await?;
     connection.linger().await;
@@ -114,11 +120,11 @@ pub(in crate::listen) async fn connection(
 }
 
 /// Opens our control stream (RFC 9114 6.2.1). QPACK needs no streams: what is not said of its table is 0.
-async fn greet(quic: &quinn::Connection) -> anyhow::Result<quinn::SendStream> {
+async fn greet(quic: &quinn::Connection, head_bytes_max: u32) -> anyhow::Result<quinn::SendStream> {
     let mut control = quic.open_uni().await?;
     let (mut settings, mut greeting) = (Vec::new(), Vec::new());
     integer::write(control::MAX_FIELD_SECTION_SIZE, &mut settings);
-    integer::write(HEAD_BYTES_MAX.into(), &mut settings);
+    integer::write(head_bytes_max.into(), &mut settings);
     integer::write(control::CONTROL, &mut greeting);
     integer::write(frames::SETTINGS, &mut greeting);
     integer::write(settings.len() as u64, &mut greeting);
@@ -130,8 +136,10 @@ async fn greet(quic: &quinn::Connection) -> anyhow::Result<quinn::SendStream> {
 impl Connection {
     /// Takes requests until there are no more to come.
     async fn run(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
-        let oldest = Instant::now() + age_max();
-        let mut look = interval(LOOK);
+        let front = Arc::clone(&self.shared.parts.front);
+        let streams_max = front.streams_max as usize;
+        let oldest = Instant::now() + age_max(&front);
+        let mut look = interval(look_every(&front));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (quic, leave) = (self.shared.quic.clone(), self.shared.leave.clone());
         loop {
@@ -141,13 +149,13 @@ impl Connection {
                 _ => None,
             };
             let stays = self.leaving == Leaving::No;
-            let full = self.requests.len() >= STREAMS_MAX as usize;
+            let full = self.requests.len() >= streams_max;
             // Each branch may be dropped: what it waits for stays where it is.
             tokio::select! {
                 accepted = quic.accept_bi(), if !full => {
                     let Ok((send, receive)) = accepted else { return Ok(()) };
                     self.take(send, receive).await?;
-                    while self.requests.len() < STREAMS_MAX as usize
+                    while self.requests.len() < streams_max
                         && let Some(Ok((send, receive))) = quic.accept_bi().now_or_never()
                     {
                         self.take(send, receive).await?;
@@ -181,17 +189,19 @@ impl Connection {
         self.busy = Instant::now();
         while self.requests.try_join_next().is_some() {}
         self.requests.spawn(exchange(Arc::clone(&self.shared), send, receive));
+        let front = &self.shared.parts.front;
+        let (requests_max, streams_max) = (front.streams_per_connection_max, front.streams_max);
         match self.leaving {
-            Leaving::No if self.count >= REQUESTS_MAX => self.warn().await,
+            Leaving::No if self.count >= requests_max => self.warn().await,
             // As many as can have been on their way.
-            Leaving::Warned { .. } if self.count >= REQUESTS_MAX + u64::from(STREAMS_MAX) => self.tell().await,
+            Leaving::Warned { .. } if self.count >= requests_max + u64::from(streams_max) => self.tell().await,
             _ => Ok(()),
         }
     }
 
     /// It is time to leave: the client shall begin nothing new, and is told so before anything is refused.
     async fn warn(&mut self) -> anyhow::Result<()> {
-        let trips = (self.shared.quic.rtt() * TRIPS).clamp(WARNING_MIN, HANDSHAKE_MAX);
+        let trips = (self.shared.quic.rtt() * TRIPS).clamp(WARNING_MIN, CONTROL_MAX);
         self.leaving = Leaving::Warned { until: Instant::now() + trips };
         self.goaway(LAST_STREAM).await
     }
@@ -209,7 +219,7 @@ impl Connection {
         integer::write(frames::GOAWAY, &mut frame);
         integer::write(id.len() as u64, &mut frame);
         frame.extend_from_slice(&id);
-        timeout(HANDSHAKE_MAX, self.control.write_all(&frame)).await??;
+        timeout(CONTROL_MAX, self.control.write_all(&frame)).await??;
         Ok(())
     }
 
@@ -218,6 +228,8 @@ impl Connection {
         let now = Instant::now();
         while self.requests.try_join_next().is_some() {}
         let undelivered = self.shared.undelivered();
+        let idle_max = Duration::from_millis(self.shared.parts.front.idle_ms);
+        self.count_probes(now);
         if !self.requests.is_empty() || undelivered.is_some() {
             self.busy = now;
         }
@@ -229,10 +241,24 @@ impl Connection {
                 reason: "client takes nothing",
             });
         }
-        if self.leaving == Leaving::No && (now >= oldest || now.saturating_duration_since(self.busy) >= IDLE_MAX) {
+        if self.leaving == Leaving::No && (now >= oldest || now.saturating_duration_since(self.busy) >= idle_max) {
             self.warn().await?;
         }
         Ok(())
+    }
+
+    /// QUIC answers pings and the like by itself: what is beyond a client's needs is counted afterwards.
+    fn count_probes(&mut self, now: Instant) {
+        let (before, seen) = self.probed;
+        let came = self.shared.quic.stats().frame_rx;
+        let all = came.ping + came.path_challenge + came.new_connection_id + came.retire_connection_id;
+        let seconds = now.saturating_duration_since(before).as_secs_f64();
+        // Truncated: a part of one is none.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let free = (seconds * f64::from(PROBES_PER_SECOND)) as u64 + u64::from(PROBES_PER_SECOND);
+        self.probed = (now, all);
+        let beyond = (all - seen).saturating_sub(free);
+        self.shared.glitches(u32::try_from(beyond).unwrap_or(u32::MAX));
     }
 
     /// Waits until the last answer has arrived, and a moment longer for the client to go by itself. What it asks for
@@ -272,10 +298,17 @@ fn reject(mut send: quinn::SendStream, mut receive: quinn::RecvStream) {
 }
 
 /// How old a connection may get: not all that came at once should go at once.
-fn age_max() -> Duration {
+fn age_max(front: &Front) -> Duration {
     // The standard library's hash keys are the one source of randomness that can't fail.
-    let eighths = RandomState::new().hash_one(0) % 1_000;
-    AGE_MAX + AGE_MAX / AGE_SPREAD * u32::try_from(eighths).unwrap_or_default() / 1_000
+    let part = u32::try_from(RandomState::new().hash_one(0) % 1_000).unwrap_or_default();
+    let age = Duration::from_millis(front.age_ms);
+    age - age / (AGE_SPREAD * 1_000) * part
+}
+
+/// Often enough to end what is idle or too slow in its time, nearly.
+fn look_every(front: &Front) -> Duration {
+    let shortest = Duration::from_millis(front.idle_ms.min(front.write_idle_ms)) / 2;
+    LOOK.min(shortest).max(LINGER_LOOK)
 }
 
 /// Reads one stream in one direction to its end.

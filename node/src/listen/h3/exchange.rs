@@ -14,10 +14,11 @@ use super::message::Head;
 use super::receive::{Lost, Opened, Receiving, Streamed};
 use super::send::{SendError, Sending};
 use super::shared::Shared;
-use crate::listen::HEAD_MAX;
+use crate::fault::{ClientFault, Fault};
 use crate::listen::body::Inbound;
+use crate::listen::forwarded::believe;
 use crate::request::{Body, Protocol, Request, empty, full};
-use crate::serve::serve;
+use crate::serve::{refuse, serve};
 
 /// Bytes of a request that nobody wanted that are read over after its answer, and how long that may take.
 const READ_OVER_BYTES_MAX: usize = 256 * 1024;
@@ -27,7 +28,8 @@ const READ_OVER_MAX: Duration = Duration::from_secs(1);
 pub(super) async fn exchange(shared: Arc<Shared>, send: quinn::SendStream, receive: quinn::RecvStream) {
     let mut sending = Sending::new(send, Arc::clone(&shared));
     let mut receiving = Receiving::new(receive, Arc::clone(&shared));
-    let head = match timeout(HEAD_MAX, receiving.head()).await {
+    let head_max = Duration::from_millis(shared.parts.front.head_ms);
+    let head = match timeout(head_max, receiving.head()).await {
         Ok(Ok(Opened::Head(head))) => head,
         Ok(Ok(Opened::TooLarge)) => {
             // RFC 9114 4.2.2. The rest is not worth reading.
@@ -69,16 +71,17 @@ fn request(shared: &Arc<Shared>, head: Head, mut receiving: Receiving) -> (Reque
         Some(data) => (full(data), None),
         None => {
             let (body, unread) = Streamed::new(receiving);
-            (Inbound::new(body).boxed_unsync(), Some(unread))
+            (Inbound::patient(body, shared.patience_with_body()).boxed_unsync(), Some(unread))
         }
     };
-    let request = Request {
+    let mut request = Request {
         http: http::Request::from_parts(head.parts, body),
         client: shared.quic.remote_address(),
         protocol: Protocol::H3,
         secure: true,
         arrived: Instant::now(),
     };
+    believe(&shared.parts.front, &mut request);
     (request, unread)
 }
 
@@ -87,9 +90,16 @@ type Unread = Option<oneshot::Receiver<Receiving>>;
 
 async fn answer(shared: &Arc<Shared>, request: Request, mut unread: Unread, sending: &mut Sending) {
     // Dropping the loser: whoever does not want an answer any more ends the request; nobody watches an answer that is there.
+    let serving = async {
+        if shared.may_ask(request.client.ip()) {
+            serve(&shared.parts, request).await
+        } else {
+            refuse(&shared.parts, &request, &Fault::Client(ClientFault::TooMany))
+        }
+    };
     let response = tokio::select! {
         biased;
-        response = serve(&shared.parts, request) => response,
+        response = serving => response,
         () = sending.unwanted() => {
             sending.reset(Code::RequestCancelled);
             return shared.glitch();

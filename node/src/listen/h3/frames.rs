@@ -8,8 +8,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::code::{Code, Wrong};
 use super::integer;
 
-/// Bytes of one HEADERS frame: four times what its fields may be, so that a client hears 431 and not a reset.
-const HEADERS_BYTES_MAX: u64 = 64 * 1024;
 /// Bytes of all frames of unknown types on one stream, each counted with [`FRAME_BYTES`], and so are DATA frames without
 /// data.
 const IDLE_BYTES_MAX: u64 = 16 * 1024;
@@ -79,11 +77,14 @@ pub(super) struct Frames {
     /// A frame's header or a field section of which some has come.
     kept: BytesMut,
     idle_bytes: u64,
+    headers_bytes_max: u64,
 }
 
 impl Frames {
-    pub(super) fn new() -> Self {
-        Self { stage: Stage::Start, at: At::Header, chunk: Bytes::new(), kept: BytesMut::new(), idle_bytes: 0 }
+    /// A stream whose HEADERS frames have so many bytes at most.
+    pub(super) fn new(headers_bytes_max: u64) -> Self {
+        let (chunk, kept) = (Bytes::new(), BytesMut::new());
+        Self { stage: Stage::Start, at: At::Header, chunk, kept, idle_bytes: 0, headers_bytes_max }
     }
 
     /// Takes what came next. The bytes before must have been read to their end: [`next`](Self::next) gave `None`.
@@ -154,7 +155,7 @@ impl Frames {
                 Err(Wrong::connection(Code::FrameUnexpected, "frames of a request in a wrong order"))
             }
             (HEADERS, stage) => {
-                if length > HEADERS_BYTES_MAX {
+                if length > self.headers_bytes_max {
                     self.stage = Stage::Over;
                     self.at = At::Idle(length);
                     return Ok(Some(Part::TooLong));
@@ -242,6 +243,8 @@ fn after(left: u64, step: usize, at: fn(u64) -> At) -> At {
 mod tests {
     use super::*;
 
+    const HEADERS_BYTES_MAX: u64 = 64 * 1024;
+
     fn frame(kind: u64, length: u64, payload: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         integer::write(kind, &mut bytes);
@@ -256,7 +259,7 @@ mod tests {
 
     /// The parts of a stream that comes in pieces, and how it ends. Pieces of data are joined.
     fn read(bytes: &[u8], piece: usize) -> (Vec<Part>, Result<(), Wrong>) {
-        let (mut frames, mut parts) = (Frames::new(), Vec::new());
+        let (mut frames, mut parts) = (Frames::new(HEADERS_BYTES_MAX), Vec::new());
         for piece in bytes.chunks(piece.max(1)) {
             frames.feed(Bytes::copy_from_slice(piece));
             loop {
@@ -332,7 +335,7 @@ mod tests {
     #[test]
     fn a_long_head_is_known_by_its_header() {
         for length in [HEADERS_BYTES_MAX + 1, 1 << 30, integer::MAX] {
-            let mut frames = Frames::new();
+            let mut frames = Frames::new(HEADERS_BYTES_MAX);
             frames.feed(frame(HEADERS, length, 0).into());
             assert_eq!(frames.next(), Ok(Some(Part::TooLong)));
             frames.feed(Bytes::from(vec![0; 10_000]));
@@ -344,7 +347,7 @@ mod tests {
 
     #[test]
     fn data_may_be_long_and_is_not_kept() {
-        let mut frames = Frames::new();
+        let mut frames = Frames::new(HEADERS_BYTES_MAX);
         frames.feed([whole(HEADERS, 1), frame(DATA, 1 << 40, 1_000)].concat().into());
         assert!(matches!(frames.next(), Ok(Some(Part::Head(_)))));
         assert!(matches!(frames.next(), Ok(Some(Part::Data(data))) if data.len() == 1_000));

@@ -3,16 +3,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Glitches of a connection from which on it is cut off. Each request that was answered allows one more.
-const GLITCHES_MAX: u32 = 1_000;
-/// How many before that it is asked to leave.
-const LEAVE_BEFORE: u32 = 250;
-
 /// Counts of one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Glitches {
-    spent: AtomicU32,
-    earned: AtomicU32,
+    count: AtomicU32,
+    most: u32,
 }
 
 /// What follows from a glitch.
@@ -27,18 +22,24 @@ pub(super) enum Verdict {
 }
 
 impl Glitches {
-    /// A request was answered.
-    pub(super) fn earn(&self) {
-        self.earned.fetch_add(1, Ordering::Relaxed);
+    /// So many are borne.
+    pub(super) fn new(most: u32) -> Self {
+        Self { count: AtomicU32::new(0), most }
     }
 
-    /// Something was not as it should be.
-    pub(super) fn note(&self) -> Verdict {
-        let spent = self.spent.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        let most = GLITCHES_MAX.saturating_add(self.earned.load(Ordering::Relaxed));
-        match spent {
-            _ if spent > most => Verdict::Cut,
-            _ if spent > most - LEAVE_BEFORE => Verdict::Leave,
+    /// A request was answered: one is forgiven.
+    pub(super) fn forgive(&self) {
+        // It fails where there is none to forgive.
+        let _ = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+    }
+
+    /// Something was not as it should be, so many times.
+    pub(super) fn note(&self, times: u32) -> Verdict {
+        let add = |count: u32| Some(count.saturating_add(times));
+        let before = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).unwrap_or(0);
+        match before.saturating_add(times) {
+            count if count > self.most => Verdict::Cut,
+            count if count > self.most / 4 * 3 => Verdict::Leave,
             _ => Verdict::Bear,
         }
     }
@@ -50,19 +51,21 @@ mod tests {
 
     #[test]
     fn many_glitches_end_a_connection_in_two_steps() {
-        let glitches = Glitches::default();
-        let verdicts: Vec<Verdict> = (0..=GLITCHES_MAX).map(|_| glitches.note()).collect();
+        let glitches = Glitches::new(1_000);
+        let verdicts: Vec<Verdict> = (0..=1_000).map(|_| glitches.note(1)).collect();
         assert_eq!(verdicts.iter().filter(|verdict| **verdict == Verdict::Bear).count(), 750);
         assert_eq!(verdicts.iter().filter(|verdict| **verdict == Verdict::Leave).count(), 250);
         assert_eq!(verdicts.last(), Some(&Verdict::Cut));
+        assert_eq!(Glitches::new(10).note(u32::MAX), Verdict::Cut);
     }
 
     #[test]
-    fn who_is_answered_may_err_more() {
-        let glitches = Glitches::default();
+    fn who_is_answered_may_err_and_saves_nothing_up() {
+        let glitches = Glitches::new(4);
         for _ in 0..9_000 {
-            glitches.earn();
-            assert_eq!(glitches.note(), Verdict::Bear);
+            glitches.forgive();
+            assert_eq!(glitches.note(1), Verdict::Bear);
         }
+        assert_eq!(glitches.note(4), Verdict::Cut);
     }
 }

@@ -3,14 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-/// Over how long that is judged.
-const WINDOW: Duration = Duration::from_secs(60);
-/// Bytes that must go out within it: 1 KiB each second.
-const WINDOW_BYTES_MIN: u64 = 60 * 1024;
-
 /// The pace of one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pace {
+    /// Over how long it is judged.
+    window: Duration,
+    /// Bytes that must go out within that.
+    bytes_min: u64,
     since: Option<Mark>,
 }
 
@@ -22,6 +21,12 @@ struct Mark {
 }
 
 impl Pace {
+    pub(super) fn new(window: Duration, bytes_per_second_min: u32) -> Self {
+        let millis = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        let bytes_min = (millis.saturating_mul(bytes_per_second_min.into()) / 1_000).max(1);
+        Self { window, bytes_min, since: None }
+    }
+
     /// Whether the client is too slow. `oldest` is the first answer that is out but has not all arrived, `sent_bytes` all
     /// that was ever sent.
     pub(super) fn is_too_slow(&mut self, now: Instant, oldest: Option<u64>, sent_bytes: u64) -> bool {
@@ -32,10 +37,10 @@ impl Pace {
         match &self.since {
             // The first one is still the first one: what matters is how much has gone out meanwhile.
             Some(mark) if mark.oldest == oldest => {
-                if now.saturating_duration_since(mark.at) < WINDOW {
+                if now.saturating_duration_since(mark.at) < self.window {
                     return false;
                 }
-                if sent_bytes.saturating_sub(mark.sent_bytes) < WINDOW_BYTES_MIN {
+                if sent_bytes.saturating_sub(mark.sent_bytes) < self.bytes_min {
                     return true;
                 }
             }
@@ -54,7 +59,7 @@ mod tests {
 
     /// Looks each second at a connection that sends so many bytes in one. Returns when it was too slow.
     fn slow_after(bytes: u64, oldest: impl Fn(u64) -> Option<u64>) -> Option<u64> {
-        let (start, mut pace) = (Instant::now(), Pace::default());
+        let (start, mut pace) = (Instant::now(), Pace::new(SECOND * 60, 1_024));
         (0..600_u64).find(|second| {
             let now = start + SECOND * u32::try_from(*second).unwrap();
             pace.is_too_slow(now, oldest(*second), bytes * second)

@@ -15,7 +15,7 @@ use super::frames::{Frames, Part};
 use super::message;
 use super::section::Refused;
 use super::shared::Shared;
-use crate::listen::{HEAD_BYTES_MAX, STREAM_WINDOW_BYTES};
+use crate::listen::STREAM_WINDOW_BYTES;
 
 /// Bytes that are taken from quinn at once.
 const CHUNK_BYTES_MAX: usize = 64 * 1024;
@@ -59,10 +59,11 @@ pub(super) struct Receiving {
 
 impl Receiving {
     pub(super) fn new(stream: quinn::RecvStream, shared: Arc<Shared>) -> Self {
+        let frames = Frames::new(shared.headers_bytes_max());
         Self {
             stream,
             shared,
-            frames: Frames::new(),
+            frames,
             kept_bytes: 0,
             ahead: VecDeque::new(),
             ahead_bytes: 0,
@@ -81,7 +82,7 @@ impl Receiving {
             // `Frames::end` has said so already.
             None => return Err(Wrong::stream(Code::RequestIncomplete, "no request").into()),
         };
-        match message::head(&section, HEAD_BYTES_MAX as usize) {
+        match message::head(&section, self.shared.head_bytes_max()) {
             Ok(head) => {
                 self.left = head.length;
                 Ok(Opened::Head(Box::new(head)))
@@ -168,7 +169,7 @@ impl Receiving {
                     }
                     return Poll::Ready(Ok(Some(data)));
                 }
-                Some(Part::Trailers(section)) => match message::trailers(&section, HEAD_BYTES_MAX as usize) {
+                Some(Part::Trailers(section)) => match message::trailers(&section, self.shared.head_bytes_max()) {
                     Ok(()) => {}
                     Err(Refused::TooLarge) => return Poll::Ready(Err(too_large_trailers())),
                     Err(Refused::Wrong(wrong)) => return Poll::Ready(Err(wrong.into())),

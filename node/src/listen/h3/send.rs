@@ -1,8 +1,11 @@
 //! One answer as it goes. Nothing of a body is copied on its way to QUIC's packets.
 
 use std::cell::RefCell;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime};
+use std::task::Poll;
+use std::time::SystemTime;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::FutureExt as _;
@@ -12,18 +15,14 @@ use http_body::Frame;
 use http_body_util::BodyExt as _;
 use time::OffsetDateTime;
 use time::format_description::{OwnedFormatItem, parse_owned};
-use tokio::time::{Instant, timeout_at};
 
 use super::code::Code;
 use super::priority::Priority;
 use super::shared::Shared;
 use super::{frames, integer, section};
+use crate::listen::patience::Patience;
 use crate::request::{BodyError, Response};
 
-/// How long a client may take for [`STEP_BYTES`] of an answer: 1 KiB each second.
-const STEP_MAX: Duration = Duration::from_secs(64);
-/// After so many bytes its time begins anew.
-const STEP_BYTES: usize = 64 * 1024;
 /// Room for a head that most answers fit in.
 const HEAD_BYTES: usize = 512;
 /// Bytes of a frame's header whose length is written afterwards, in the form of four bytes.
@@ -49,8 +48,8 @@ pub(super) enum SendError {
     #[error("client went away")]
     Gone(#[from] quinn::WriteError),
     /// The client takes it too slowly.
-    #[error("client takes nothing")]
-    Slow,
+    #[error(transparent)]
+    Slow(std::io::Error),
     /// There is no more of it.
     #[error("body failed")]
     Body(#[from] BodyError),
@@ -68,12 +67,14 @@ pub(super) struct Sending {
     by_server: Option<HeaderValue>,
     /// Changes of priorities that have been looked at.
     changes: u64,
+    patience: Patience,
 }
 
 impl Sending {
     pub(super) fn new(stream: quinn::SendStream, shared: Arc<Shared>) -> Self {
         let id = u64::from(quinn::VarInt::from(stream.id()));
-        Self { stream: Some(stream), shared, id, priority: None, by_server: None, changes: 0 }
+        let patience = shared.patience_with_answer();
+        Self { stream: Some(stream), shared, id, priority: None, by_server: None, changes: 0, patience }
     }
 
     /// The request said how urgent it is.
@@ -159,20 +160,19 @@ impl Sending {
             self.changes = changes;
             self.order();
         }
-        let Some(stream) = self.stream.as_mut() else { return Ok(()) };
+        let Self { stream: Some(stream), patience, .. } = self else { return Ok(()) };
         let mut left = bytes[0].len() + bytes[1].len();
         let mut first = if bytes[0].is_empty() { 1 } else { 0 };
-        let mut patience = Instant::now() + STEP_MAX;
-        let mut step = 0;
         while left > 0 {
-            let written = timeout_at(patience, stream.write_chunks(&mut bytes[first..])).await;
-            let written = written.map_err(|_| SendError::Slow)??;
+            let mut writing = pin!(stream.write_chunks(&mut bytes[first..]));
+            let written = poll_fn(|cx| match writing.as_mut().poll(cx) {
+                Poll::Ready(written) => Poll::Ready(written.map_err(SendError::Gone)),
+                Poll::Pending => patience.poll_wait(cx).map(|slow| Err(SendError::Slow(slow))),
+            });
+            let written = written.await?;
+            patience.moved(written.bytes);
             first += written.chunks;
             left -= written.bytes;
-            step += written.bytes;
-            if step >= STEP_BYTES {
-                (step, patience) = (0, Instant::now() + STEP_MAX);
-            }
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! What the tasks of one connection have in common.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,10 +12,14 @@ use super::code::{Code, Scope, Wrong};
 use super::control::Peer;
 use super::glitches::{Glitches, Verdict};
 use super::priority::Priority;
+use crate::listen::patience::Patience;
+use crate::listen::source::{Place, Sources};
 use crate::serve::Parts;
 
-/// Bytes of field sections that came in part, on all streams of a connection.
-const KEPT_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of field sections that came in part, on all streams of a connection: so many of the largest that are taken.
+const KEPT_HEADS_MAX: usize = 16;
+/// Bytes of one HEADERS frame, in parts of what its fields may be: so that a client hears 431 and not a reset.
+const HEADERS_PARTS: u64 = 4;
 /// Priorities of requests that are kept. The oldest goes first.
 const PRIORITIES_MAX: usize = 128;
 /// Answers that are looked through for those that have arrived.
@@ -23,6 +29,8 @@ const DELIVERING_SWEEP: usize = 256;
 pub(super) struct Shared {
     pub(super) quic: quinn::Connection,
     pub(super) parts: Arc<Parts>,
+    sources: Arc<Sources>,
+    place: Place,
     /// What the client opened once.
     pub(super) peer: Mutex<Peer>,
     /// Cancelled when no more requests should be taken.
@@ -37,13 +45,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(quic: quinn::Connection, parts: Arc<Parts>) -> Self {
+    pub(super) fn new(quic: quinn::Connection, parts: Arc<Parts>, (sources, place): (Arc<Sources>, Place)) -> Self {
         Self {
             quic,
+            glitches: Glitches::new(parts.front.glitches_max),
             parts,
+            sources,
+            place,
             peer: Mutex::default(),
             leave: CancellationToken::new(),
-            glitches: Glitches::default(),
             kept_bytes: AtomicUsize::new(0),
             priorities: Mutex::default(),
             changes: AtomicU64::new(0),
@@ -63,9 +73,41 @@ impl Shared {
         }
     }
 
+    /// Bytes of a field section.
+    pub(super) fn head_bytes_max(&self) -> usize {
+        self.parts.front.head_bytes_max as usize
+    }
+
+    /// Bytes of a HEADERS frame.
+    pub(super) fn headers_bytes_max(&self) -> u64 {
+        u64::from(self.parts.front.head_bytes_max) * HEADERS_PARTS
+    }
+
+    /// Whether this client may ask for one thing more.
+    pub(super) fn may_ask(&self, client: IpAddr) -> bool {
+        self.sources.may_ask(&self.place, client)
+    }
+
+    /// How long a client may be waited for that sends a body.
+    pub(super) fn patience_with_body(&self) -> Patience {
+        let front = &self.parts.front;
+        Patience::new(Duration::from_millis(front.body_idle_ms), front.bytes_per_second_min)
+    }
+
+    /// And one that takes an answer.
+    pub(super) fn patience_with_answer(&self) -> Patience {
+        let front = &self.parts.front;
+        Patience::new(Duration::from_millis(front.write_idle_ms), front.bytes_per_second_min)
+    }
+
     /// Something happened of which there must not be much.
     pub(super) fn glitch(&self) {
-        match self.glitches.note() {
+        self.glitches(1);
+    }
+
+    /// The same, so many times.
+    pub(super) fn glitches(&self, count: u32) {
+        match self.glitches.note(count) {
             Verdict::Bear => {}
             Verdict::Leave => self.leave.cancel(),
             Verdict::Cut => self.close(Code::ExcessiveLoad, "too many glitches"),
@@ -74,7 +116,7 @@ impl Shared {
 
     /// A request was answered.
     pub(super) fn answered(&self) {
-        self.glitches.earn();
+        self.glitches.forgive();
     }
 
     pub(super) fn close(&self, code: Code, reason: &'static str) {
@@ -92,7 +134,7 @@ impl Shared {
             return Ok(());
         }
         let all = self.kept_bytes.fetch_add(now - before, Ordering::Relaxed) + (now - before);
-        if all > KEPT_BYTES_MAX {
+        if all > KEPT_HEADS_MAX * self.head_bytes_max() {
             return Err(Wrong::stream(Code::ExcessiveLoad, "too many unfinished heads"));
         }
         Ok(())

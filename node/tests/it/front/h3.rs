@@ -2,6 +2,7 @@
 
 mod attacks;
 mod leaving;
+mod limits;
 mod raw;
 mod rules;
 

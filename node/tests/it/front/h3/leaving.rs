@@ -6,13 +6,13 @@ use super::raw::{GOAWAY, Outcome, Raw, get, integer};
 use super::*;
 
 /// What a node says on its control stream, frame by frame: type and payload.
-struct Control {
+pub(super) struct Control {
     stream: quinn::RecvStream,
     bytes: Vec<u8>,
 }
 
 impl Control {
-    async fn of(raw: &Raw) -> Self {
+    pub(super) async fn of(raw: &Raw) -> Self {
         let mut stream = timeout(PATIENCE, raw.quic.accept_uni()).await.unwrap().unwrap();
         let mut kind = [0xff];
         stream.read_exact(&mut kind).await.unwrap();
@@ -20,7 +20,7 @@ impl Control {
         Self { stream, bytes: Vec::new() }
     }
 
-    async fn next(&mut self) -> (u64, Vec<u8>) {
+    pub(super) async fn next(&mut self) -> (u64, Vec<u8>) {
         loop {
             // Types and lengths of what a node says are below 64.
             if let [kind, length, rest @ ..] = &self.bytes[..]
