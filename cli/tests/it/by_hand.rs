@@ -1,6 +1,6 @@
 //! A control plane and a node, set up with the commands and files of docs/OPERATING.md.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use selvage_certs::Authority;
@@ -21,16 +21,22 @@ impl Fleet {
 
     /// Sets everything up and starts it. The node is reached without TLS.
     pub(crate) fn start() -> Self {
-        Self::with_listeners("http = \"127.0.0.1:0\"")
+        Self::with_listeners("http = \"127.0.0.1:0\"", "", |_| ())
     }
 
     /// The same with a node that is reached by TLS and HTTP/3 too, by the name `hello.localhost` under `front-ca.pem`.
     pub(crate) fn start_with_tls() -> Self {
-        Self::with_listeners("http = \"127.0.0.1:0\"\nhttps = \"127.0.0.1:0\"")
+        Self::start_with_front("", |_| ())
     }
 
-    fn with_listeners(listeners: &str) -> Self {
+    /// The same with more tables in the node's file, whose files `prepare` puts into the fleet's directory.
+    pub(crate) fn start_with_front(tables: &str, prepare: impl FnOnce(&Path)) -> Self {
+        Self::with_listeners("http = \"127.0.0.1:0\"\nhttps = \"127.0.0.1:0\"", tables, prepare)
+    }
+
+    fn with_listeners(listeners: &str, tables: &str, prepare: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        prepare(directory.path());
         let run = |arguments: &[&str]| {
             let mut command = selvage();
             well("set up", &finish(command.args(arguments).env("COSIGN_PASSWORD", "pw").current_dir(directory.path())));
@@ -72,7 +78,7 @@ impl Fleet {
             format!(
                 "name = \"fra-1\"\nregion = \"fra\"\nstate_dir = \"node\"\n\
              [listen]\n{listeners}\nadmin = \"127.0.0.1:0\"\n{}\n\
-             [[certificates]]\ncertificate = \"front.pem\"\nkey = \"front.key\"\n\
+             [[certificates]]\ncertificate = \"front.pem\"\nkey = \"front.key\"\n{tables}\n\
              [control_plane]\naddress = \"{address}\"\n[trust]\nkeys = [\"release.pub\"]\nroot = \"root-1.json\"\nlegacy_signatures = true\n",
                 identity("node-fra-1")
             ),

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+mod attacked;
 mod by_hand;
 mod demo;
 mod fleet;
+mod front;
 mod killed;
 mod kv;
 mod peers;

@@ -9,7 +9,7 @@ use crate::by_hand::Fleet;
 use crate::program::{Serving, example, finish, selvage, skipped, well};
 
 /// Whether `program` is there. In CI it must be.
-fn have(program: &str) -> bool {
+pub(crate) fn have(program: &str) -> bool {
     let there = Command::new(program).arg("--help").output().is_ok();
     assert!(there || std::env::var_os("CI").is_none(), "CI needs {program}: see .ci/tools");
     if !there {

@@ -71,6 +71,13 @@ impl Serving {
         format!("{}{path}", self.told["url"].as_str().unwrap())
     }
 
+    /// Bytes of memory that it holds.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Waits until it ends by itself; whether it ended well.
     pub(crate) fn end(mut self) -> bool {
         self.child.wait().unwrap().success()
