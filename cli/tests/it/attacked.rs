@@ -10,8 +10,8 @@ use crate::program::{Serving, example, selvage};
 /// Connections of each attack at once.
 const CONNECTIONS: usize = 8;
 /// Bytes that each of them sends at most.
-const SENT_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes that the node may hold more than before after any attack: a tenth of what was sent at it.
+const SENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that the node may hold more than before after any attack: half of what one sends.
 const GROWN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// For what must happen at some time.
 const PATIENCE: Duration = Duration::from_secs(60);
