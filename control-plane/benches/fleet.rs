@@ -1,11 +1,10 @@
 //! A control plane and 5,000 nodes on one machine: how long a change takes to reach all of them, and what it costs.
 //!
-//! `cargo bench -p selvage-control-plane --bench fleet -- [NODES] [APPS] [PEERS] [whole]`. The control plane is a process of its own,
-//! so its CPU time and memory are its own. Each node has a certificate, a connection of its own over TCP and TLS 1.3 with
-//! both sides' certificates, HTTP/2, a long poll that waits, and tells its status when it has taken a plan; PEERS of them
-//! replicate, and so stand in every plan. What the nodes
-//! do with a plan is left out but for one in a hundred, which makes the whole plan of what changed and verifies the
-//! signature. With `whole` they give no nonce and are told the whole plan.
+//! `cargo bench -p selvage-control-plane --bench fleet -- [NODES] [APPS] [PEERS] [whole]`. The control plane is a process of
+//! its own, so its CPU time and memory are its own. Each node has a certificate, a connection of its own over TCP and TLS
+//! 1.3 with both sides' certificates, HTTP/2, a long poll that waits, and tells its status when it has taken a plan; PEERS of
+//! them replicate, and so stand in every plan. What nodes do with a plan is left out but for one in a hundred, which makes
+//! the whole plan of what changed and verifies the signature. With `whole` they give no nonce and are told the whole plan.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
@@ -257,7 +256,7 @@ async fn follow(
             Told::Whole(whole) => {
                 let generation = whole.generation;
                 // Memory: only those that verify keep it.
-                plan = (number % VERIFIES_EVERY == 0).then_some(*whole);
+                plan = number.is_multiple_of(VERIFIES_EVERY).then_some(*whole);
                 generation
             }
             Told::Delta(delta) => {

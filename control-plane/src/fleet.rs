@@ -24,7 +24,7 @@ use crate::answers::{NodeAnswer, Share};
 use crate::audit::now_ms;
 use crate::plans::{Polls, Reader, Signer, next_generation};
 use crate::releases::{self, Proposal, ReleaseError};
-use crate::state::{NodeRecord, Records, ReleaseRecord, State, StateError};
+use crate::state::{KeyValue, NodeRecord, Records, ReleaseRecord, State, StateError};
 
 pub(crate) use advance::Moved;
 pub(crate) use members::{MemberError, Said};
@@ -129,7 +129,7 @@ impl Fleet {
     }
 
     /// All rows of these records, as they lie on the disk.
-    pub(crate) fn rows(&self, records: &Records) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    pub(crate) fn rows(&self, records: &Records) -> Result<Vec<KeyValue>, StateError> {
         self.state.rows(records)
     }
 

@@ -125,11 +125,11 @@ impl Records {
 
     /// Whether the nodes that replicate are the same, and where they were. Most records are the very same ones.
     fn has_same_peers(&self, other: &Self) -> bool {
-        let is_same_node =
-            |((a, before), (b, after)): ((&NodeName, &Arc<NodeRecord>), (&NodeName, &Arc<NodeRecord>))| {
-                let of = |record: &NodeRecord| (record.replication, record.status.region.clone());
-                a == b && (Arc::ptr_eq(before, after) || of(before) == of(after))
-            };
+        type Told<'r> = (&'r NodeName, &'r Arc<NodeRecord>);
+        let of = |record: &NodeRecord| (record.replication, record.status.region.clone());
+        let is_same_node = |((a, before), (b, after)): (Told<'_>, Told<'_>)| {
+            a == b && (Arc::ptr_eq(before, after) || of(before) == of(after))
+        };
         let revoked = |records: &Self| {
             let revoked = records.members.iter().filter(|(_, member)| member.revoked);
             revoked.map(|(node, _)| node.clone()).collect::<Vec<_>>()

@@ -28,6 +28,7 @@ use manifests::Outline;
 use uploads::{Taken, Uploads};
 
 use crate::audit::now_ms;
+use crate::state::KeyValue;
 
 pub(crate) use collect::Collected;
 pub(crate) use error::RegistryError;
@@ -215,10 +216,7 @@ impl Registry {
     }
 
     /// Every row of the catalog as it is now, and what `also` says at the same moment. No file goes while the hold lives.
-    pub(crate) fn freeze<T>(
-        &self,
-        also: impl FnOnce() -> T,
-    ) -> Result<(T, Vec<(Vec<u8>, Vec<u8>)>, Hold), RegistryError> {
+    pub(crate) fn freeze<T>(&self, also: impl FnOnce() -> T) -> Result<(T, Vec<KeyValue>, Hold), RegistryError> {
         let _changing = self.changing();
         let rows = self.catalog.rows()?;
         Ok((also(), rows, self.blobs.hold(self.catalog.digests()?)))

@@ -64,6 +64,9 @@ fn is_held(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
+/// A row of the database.
+pub(crate) type KeyValue = (Vec<u8>, Vec<u8>);
+
 /// Rows to be written; without a value they go.
 struct Changes(Vec<(Vec<u8>, Option<Vec<u8>>)>);
 
@@ -191,7 +194,7 @@ impl State {
     }
 
     /// All rows of these records, as they lie on the disk.
-    pub(crate) fn rows(&self, records: &Records) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    pub(crate) fn rows(&self, records: &Records) -> Result<Vec<KeyValue>, StateError> {
         let mut rows = Changes(Vec::new());
         let none = Records::default();
         rows.put(GENERATION.to_vec(), records.generation.to_be_bytes().to_vec());
@@ -205,11 +208,7 @@ impl State {
 
     /// Takes rows of a backup into a database that is empty, under another generation. Join tokens are left out, and
     /// counted: one that was used since would be good again.
-    pub(crate) fn fill(
-        &self,
-        rows: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
-        generation: u64,
-    ) -> Result<usize, StateError> {
+    pub(crate) fn fill(&self, rows: impl Iterator<Item = KeyValue>, generation: u64) -> Result<usize, StateError> {
         let mut left_out = 0;
         for (key, value) in rows {
             if key.starts_with(JOIN) {

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::{AUDIT, BLOBS, BackupError, CONTENTS, Contents, FLEET, FORMAT, REGISTRY, Row, SUMS};
 use crate::Parts;
 use crate::audit::now_ms;
+use crate::state::KeyValue;
 
 /// Bytes that are sent at once.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -124,7 +125,7 @@ fn sizes(parts: &Parts, blobs: &BTreeSet<Digest>) -> Result<u64, BackupError> {
     Ok(sum)
 }
 
-fn lines(rows: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<u8> {
+fn lines(rows: Vec<KeyValue>) -> Vec<u8> {
     let mut text = Vec::new();
     for (key, value) in rows {
         serde_json::to_writer(&mut text, &Row(key, value)).expect("memory takes all, and it has only strings");

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sled::{Batch, Tree};
 
 use super::RegistryError;
+use crate::state::KeyValue;
 
 /// Kinds of keys. After the kind comes the repository, a zero byte, and what it has.
 const BLOB: u8 = b'b';
@@ -314,7 +315,7 @@ impl Catalog {
     }
 
     /// Every row, for a backup. The registry's lock must be held.
-    pub(crate) fn rows(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RegistryError> {
+    pub(crate) fn rows(&self) -> Result<Vec<KeyValue>, RegistryError> {
         self.0.iter().map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(Into::into)).collect()
     }
 

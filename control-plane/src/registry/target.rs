@@ -104,6 +104,10 @@ pub(crate) fn repository(name: &str) -> Result<Repository, RegistryError> {
 }
 
 pub(crate) fn parse_digest(text: &str) -> Result<Digest, RegistryError> {
+    // distribution-spec 1.1 lets a registry choose; one digest for each thing keeps signatures, plans and files of one mind.
+    if text.starts_with("sha512:") {
+        return Err(RegistryError::digest_invalid("digests of sha512 are not taken here: name it by its sha256"));
+    }
     text.parse().map_err(RegistryError::digest_invalid)
 }
 
@@ -117,6 +121,12 @@ mod tests {
 
     fn name(text: &str) -> Repository {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_digest_of_sha512_is_refused_by_name() {
+        let told = parse_digest(&format!("sha512:{}", "0a".repeat(64))).unwrap_err().message();
+        assert!(told.contains("sha512") && told.contains("sha256"), "{told}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Backups: made while everything goes on, put back elsewhere, and nothing but whole ones.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -25,7 +25,7 @@ async fn back_up(world: &World, ops: &Asker, name: &str) -> PathBuf {
 }
 
 /// Puts a backup back into another directory, and starts with it.
-async fn move_to(world: &mut World, state: &'static str, backup: &PathBuf, hold: bool) -> Restored {
+async fn move_to(world: &mut World, state: &'static str, backup: &Path, hold: bool) -> Restored {
     let key = world.directory.path().join(world.state).join("sealing.key");
     world.stop().await;
     world.state = state;
