@@ -286,7 +286,7 @@ mod tests {
         type Change = fn(&mut SnapshotDelta);
         let changes: [Change; 5] = [
             |s| s.listed.clear(),
-            |s| drop(s.listed.insert("evil@1".parse().unwrap(), Digest::of(b"evil"))),
+            |s| s.listed.extend([("evil@1".parse().unwrap(), Digest::of(b"evil"))]),
             |s| s.unlisted.clear(),
             |s| s.revoked = None,
             |s| s.expires_ms += 1,
