@@ -16,6 +16,9 @@ use crate::client::{Client, json, send};
 use crate::context::ContextArguments;
 use crate::output::{Output, failed, failure, table, wrong};
 
+/// The field of a node's answer to a write, and of a read, that says what a session has seen.
+const TOKEN: &str = "selvage-kv-token";
+
 /// `selvage kv`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -42,6 +45,9 @@ enum Action {
         store: StoreName,
         /// The key.
         key: String,
+        /// Wait until the node has what this session wrote elsewhere: what `set --token` printed.
+        #[arg(long)]
+        token: Option<String>,
     },
     /// Write a value.
     #[command(
@@ -57,6 +63,12 @@ enum Action {
         /// Take the value from a file.
         #[arg(long, conflicts_with = "value")]
         file: Option<PathBuf>,
+        /// The key ends to exist after so many milliseconds, at the same instant on every node.
+        #[arg(long)]
+        ttl_ms: Option<std::num::NonZeroU64>,
+        /// Print a token, with which `get` at another node waits for this write.
+        #[arg(long)]
+        token: bool,
     },
     /// Delete a key.
     #[command(after_help = "Example:\n  selvage kv --node fra-1 delete counter/default greeting")]
@@ -114,8 +126,12 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     let value =
         |method, store: &StoreName, key: &str| client.admin(method, address, &format!("/kv/{store}/{}", escaped(key)));
     match action {
-        Action::Get { store, key } => {
-            let response = value(Method::GET, &store, &key).send().await;
+        Action::Get { store, key, token } => {
+            let mut request = value(Method::GET, &store, &key);
+            if let Some(token) = token {
+                request = request.header(TOKEN, token);
+            }
+            let response = request.send().await;
             let response = response.map_err(|error| failure("read the key", &error, None))?;
             if response.status() == StatusCode::NOT_FOUND {
                 return Err(failed(format!("{store} has no key {key:?} on {node}"), None));
@@ -123,9 +139,17 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
             let response = response.error_for_status().map_err(|error| failure("read the key", &error, None))?;
             output.bytes(&response.bytes().await.map_err(|error| failure("read the value", &error, None))?);
         }
-        Action::Set { store, key, value: text, file } => {
+        Action::Set { store, key, value: text, file, ttl_ms, token } => {
             let body = content(text, file)?;
-            send(value(Method::PUT, &store, &key).body(body), "write the key").await?;
+            let mut request = value(Method::PUT, &store, &key).body(body);
+            if let Some(ttl_ms) = ttl_ms {
+                request = request.query(&[("ttl_ms", ttl_ms)]);
+            }
+            let response = send(request, "write the key").await?;
+            let seen = response.headers().get(TOKEN).and_then(|token| token.to_str().ok());
+            if let Some(seen) = seen.filter(|_| token) {
+                output.answer(&serde_json::json!({ "token": seen }), seen);
+            }
         }
         Action::Delete { store, key } => drop(send(value(Method::DELETE, &store, &key), "delete the key").await?),
         Action::List { store, prefix, after, limit } => {
@@ -185,11 +209,14 @@ async fn watch(
 async fn peers(client: &Client, address: std::net::SocketAddr, output: Output) -> Result<(), Report> {
     let answer: serde_json::Value = json(client.admin(Method::GET, address, "/peers"), "ask for the peers").await?;
     let peers = answer.as_array().cloned().unwrap_or_default();
-    let columns = ["node", "region", "connected", "lag", "queued_bytes", "heard_ms"];
+    let columns = ["node", "region", "connected", "lag", "queued_bytes", "heard_ms", "ahead_ms"];
     let rows: Vec<Vec<String>> = peers.iter().map(|peer| columns.map(|c| cell(peer, c)).to_vec()).collect();
     output.answer(
         &answer,
-        table(&["NODE", "REGION", "CONNECTED", "LAG", "QUEUED BYTES", "HEARD (MS SINCE 1970)"], &rows),
+        table(
+            &["NODE", "REGION", "CONNECTED", "LAG", "QUEUED BYTES", "HEARD (MS SINCE 1970)", "CLOCK AHEAD (MS)"],
+            &rows,
+        ),
     );
     Ok(())
 }

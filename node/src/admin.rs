@@ -243,11 +243,18 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
     let path = request.uri().path().to_owned();
     match (request.method(), path.as_str()) {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
-        (&Method::GET, "/readyz") if admin.parts.is_ready() => text(StatusCode::OK, "ready\n"),
+        (&Method::GET, "/readyz")
+            if admin.parts.is_ready() && admin.kv.as_ref().is_none_or(|kv| kv.progress().is_ready()) =>
+        {
+            text(StatusCode::OK, "ready\n")
+        }
         (&Method::GET, "/readyz") => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         (&Method::GET, "/metrics") => {
             for peer in admin.kv.iter().flat_map(Kv::status) {
                 admin.parts.metrics.kv_peer(peer.node.as_str(), peer.connected, peer.lag);
+            }
+            if let Some(kv) = &admin.kv {
+                admin.parts.metrics.kv_progress(&kv.progress());
             }
             if let Some(Ok(stats)) = admin.kv.as_ref().map(Kv::stats) {
                 admin.parts.metrics.kv_engine(&stats);

@@ -60,6 +60,7 @@ pub struct Metrics {
     snapshot: IntGaugeVec,
     kv_lag: IntGaugeVec,
     kv_connected: IntGaugeVec,
+    kv_replication: IntGaugeVec,
     kv_held: IntGaugeVec,
     kv_corrupt: IntGauge,
 }
@@ -226,6 +227,14 @@ impl Metrics {
                 &["peer"],
             ),
             kv_connected: gauge(&registry, "selvage_kv_connected", "Whether there is a link to a peer.", &["peer"]),
+            kv_replication: gauge(
+                &registry,
+                "selvage_kv_replication",
+                "How replication stands: writes that lost against concurrent ones (conflicts), entries from the future, \
+                 entries refused for their age (stale), collected ones, old differences that proofs found (diverged), \
+                 proofs that found none, the fleet's time ahead of this clock (ahead_ms), and whether all is here.",
+                &["what"],
+            ),
             kv_held: gauge(
                 &registry,
                 "selvage_kv_held",
@@ -330,6 +339,26 @@ impl Metrics {
             // An old number would look like a known one. It fails only if there is none.
             None => drop(self.kv_lag.remove_label_values(&[peer])),
         }
+    }
+
+    /// How replication stands.
+    pub fn kv_progress(&self, progress: &selvage_sync::Progress) {
+        let selvage_sync::Counts { conflicts, future, stale, collected, diverged, proved } = progress.counts;
+        let counted = [
+            ("conflicts", conflicts),
+            ("future", future),
+            ("stale", stale),
+            ("collected", collected),
+            ("diverged", diverged),
+            ("proved", proved),
+            ("caught_up", progress.caught_up.into()),
+            ("cut_ms", progress.cut_ms),
+            ("floor_ms", progress.floor_ms),
+        ];
+        for (what, number) in counted {
+            self.kv_replication.with_label_values(&[what]).set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+        self.kv_replication.with_label_values(&["ahead_ms"]).set(progress.ahead_ms);
     }
 
     /// How the engine of the KV stands.

@@ -4,7 +4,9 @@
 //! writers and sends to the peers. So many writers share one flush, and no peer learns of a write that a crash can
 //! take back. A reader may see a write shortly before it is durable.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -14,10 +16,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::engine::{Engine, EngineError};
 use crate::entry::Key;
+use crate::planted::{self, Bug};
 use crate::read::{self, ReadError};
-use crate::replica::{Action, Event, Health, Notice, Replica, Write, WriteError};
+use crate::replica::{Action, Counts, Event, Health, Notice, Replica, Write, WriteError, Written};
+use crate::session::Token;
 use crate::store::KvError;
-use crate::wire::Message;
+use crate::wire::{Message, Reach};
 
 /// Inputs of one group, at most.
 const GROUP_MAX: usize = 256;
@@ -26,7 +30,10 @@ const GROUP_MAX: usize = 256;
 pub(crate) const INPUTS_MAX: usize = 1024;
 
 /// What a writer waits for.
-pub(crate) type Reply = oneshot::Sender<Result<Option<i64>, KvError>>;
+pub(crate) type Reply = oneshot::Sender<Result<Written, KvError>>;
+
+/// Sessions that may wait for this node to catch up with them.
+const WAITING_MAX: usize = 4096;
 
 /// What reaches the committer.
 pub(crate) enum Input {
@@ -59,12 +66,46 @@ pub(crate) enum Input {
         frames: usize,
         bytes: usize,
     },
+    Roster(BTreeSet<NodeName>),
+    Heal(Key),
+    /// Answered once this node has what the session has seen.
+    Await {
+        token: Token,
+        reply: oneshot::Sender<()>,
+    },
     Tick,
     Close,
 }
 
-/// The state of the links as readers see it.
-pub(crate) type SharedHealth = Arc<RwLock<Vec<Health>>>;
+/// The state of the replica as readers see it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State {
+    pub(crate) peers: Vec<Health>,
+    pub(crate) counts: Counts,
+    pub(crate) reach: Reach,
+    pub(crate) ahead_ms: i64,
+    pub(crate) caught_up: bool,
+}
+
+/// [`State`], renewed at every tick.
+pub(crate) type SharedState = Arc<RwLock<State>>;
+
+/// Applies what an event commits, and keeps the rest for after the flush.
+pub(crate) fn apply(engine: &dyn Engine, actions: Vec<Action>, later: &mut Vec<Action>) -> Result<(), EngineError> {
+    for action in actions {
+        match action {
+            Action::Commit(batch) if !planted::is(Bug::AckFirst) => engine.apply(batch)?,
+            other => later.push(other),
+        }
+    }
+    Ok(())
+}
+
+/// Makes durable what was committed, if anything that follows needs it: an answer to a writer, or a promise.
+pub(crate) fn flush(engine: &dyn Engine, later: &[Action]) -> Result<(), EngineError> {
+    let needed = later.iter().any(|action| matches!(action, Action::Done { result: Ok(_), .. } | Action::Flush));
+    if needed && !planted::is(Bug::Flush) && !planted::is(Bug::AckFirst) { engine.flush() } else { Ok(()) }
+}
 
 struct Committer {
     replica: Replica,
@@ -76,11 +117,20 @@ struct Committer {
     failed: Option<EngineError>,
     /// Set while what was applied can't be flushed for want of room.
     full: Option<EngineError>,
-    health: SharedHealth,
+    state: SharedState,
+    waiting: Vec<(Token, oneshot::Sender<()>)>,
+    /// Where own writes are kept that were given up.
+    discarded: PathBuf,
 }
 
 /// Runs until told to close or until nobody is left who could tell.
-pub(crate) fn run(replica: Replica, engine: Arc<dyn Engine>, mut inputs: mpsc::Receiver<Input>, health: SharedHealth) {
+pub(crate) fn run(
+    replica: Replica,
+    engine: Arc<dyn Engine>,
+    mut inputs: mpsc::Receiver<Input>,
+    state: SharedState,
+    discarded: PathBuf,
+) {
     let mut committer = Committer {
         replica,
         engine,
@@ -89,8 +139,11 @@ pub(crate) fn run(replica: Replica, engine: Arc<dyn Engine>, mut inputs: mpsc::R
         next_ticket: 0,
         failed: None,
         full: None,
-        health,
+        state,
+        waiting: Vec::new(),
+        discarded,
     };
+    committer.publish();
     let mut open = true;
     while open {
         let Some(first) = inputs.blocking_recv() else { break };
@@ -146,24 +199,45 @@ impl Committer {
                     Event::Received { peer, session, message }
                 }
                 Input::Sent { peer, session, frames, bytes } => Event::Sent { peer, session, frames, bytes },
+                Input::Roster(members) => Event::Roster(members),
+                Input::Heal(key) => Event::Heal(key),
+                Input::Await { token, reply } => {
+                    if self.waiting.len() < WAITING_MAX {
+                        self.waiting.push((token, reply));
+                    }
+                    continue;
+                }
                 Input::Tick => Event::Tick,
             };
             self.event(event, &mut later);
         }
-        let writes = later.iter().any(|action| matches!(action, Action::Done { result: Ok(_), .. }));
-        if writes
-            && self.failed.is_none()
-            && let Err(error) = self.engine.flush()
+        if self.failed.is_none()
+            && let Err(error) = flush(self.engine.as_ref(), &later)
         {
             self.unflushed(error);
         }
+        later.extend(self.replica.push());
         for action in later {
             self.carry_out(action);
         }
+        let replica = &self.replica;
+        for (_, reply) in self.waiting.extract_if(.., |(token, reply)| reply.is_closed() || replica.has(token)) {
+            let _gone = reply.send(());
+        }
         if publish {
-            *self.health.write().unwrap_or_else(PoisonError::into_inner) = self.replica.health();
+            self.publish();
         }
         open
+    }
+
+    fn publish(&self) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State {
+            peers: self.replica.health(),
+            counts: self.replica.counts(),
+            reach: self.replica.reach(),
+            ahead_ms: self.replica.ahead_ms(),
+            caught_up: self.replica.is_caught_up(),
+        };
     }
 
     /// Hands an event to the replica and applies what it commits. The rest is done after the flush.
@@ -195,15 +269,8 @@ impl Committer {
         };
         match self.replica.handle(now_ms(), event) {
             Ok(actions) => {
-                for action in actions {
-                    match action {
-                        Action::Commit(batch) => {
-                            if let Err(error) = self.engine.apply(batch) {
-                                self.fail(error);
-                            }
-                        }
-                        other => later.push(other),
-                    }
+                if let Err(error) = apply(self.engine.as_ref(), actions, later) {
+                    self.fail(error);
                 }
             }
             Err(error) => {
@@ -223,7 +290,7 @@ impl Committer {
     fn stands(&self, key: &Key, seen: Option<&Bytes>) -> Result<(), KvError> {
         let name = || key.name.clone();
         match read::record(self.engine.as_ref(), key) {
-            Ok(record) if record.value().as_ref() == seen => Ok(()),
+            Ok(record) if record.value(now_ms()).as_ref() == seen => Ok(()),
             Ok(_) => Err(KvError::Changed { key: name() }),
             Err(ReadError::Corrupt(_)) => Err(KvError::Corrupt { key: name() }),
             Err(ReadError::Engine(error)) => Err(KvError::Engine(error)),
@@ -233,7 +300,10 @@ impl Committer {
     /// Whether the disk has room for an event. While something waits that found none, no link may begin: a catch-up
     /// would tell a peer of writes that a crash can still take back.
     fn ready_for(&mut self, event: &Event) -> Result<(), EngineError> {
-        let grows = matches!(event, Event::Write { .. } | Event::Received { message: Message::Batch { .. }, .. });
+        let grows = matches!(
+            event,
+            Event::Write { .. } | Event::Received { message: Message::Batch { .. } | Message::Snapshot { .. }, .. }
+        );
         let begins = self.full.is_some() && matches!(event, Event::Connected { .. });
         if !grows && !begins {
             return Ok(());
@@ -249,7 +319,7 @@ impl Committer {
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Commit(_) => {}
+            Action::Commit(_) | Action::Flush => {}
             Action::Done { ticket, result } => {
                 let result = match (&self.failed, &self.full, result) {
                     (Some(error), _, _) => Err(refused(error.clone())),
@@ -269,14 +339,35 @@ impl Committer {
                 tracing::warn!(%peer, why, "link closed");
                 self.links.remove(&session);
             }
-            Action::Notify(Notice::Corrupt { key }) => {
-                tracing::error!(store = %key.store, key = key.name, "corrupt record replaced by a newer entry");
+            Action::Notify(notice) => self.tell(notice),
+        }
+    }
+
+    fn tell(&self, notice: Notice) {
+        match notice {
+            Notice::Corrupt { key } => {
+                tracing::error!(store = %key.store, key = key.name, "corrupt record replaced by newer or healed entries");
             }
-            Action::Notify(Notice::Refused { peer, entries }) => {
-                tracing::warn!(%peer, entries, "entries from the future refused: compare the clocks");
+            Notice::Future { peer, entries } => {
+                tracing::warn!(%peer, entries, "entries from the future kept aside: compare the clocks");
             }
-            Action::Notify(Notice::Rewound { peer, incarnation }) => {
+            Notice::Stale { peer, entries } => {
+                tracing::warn!(%peer, entries, "entries refused: their sender has to take a snapshot first");
+            }
+            Notice::Rewound { peer, incarnation } => {
                 tracing::error!(%peer, incarnation, "the kv's directory is an old copy: going on as a new incarnation");
+            }
+            Notice::Bootstrapped { peer } => tracing::info!(%peer, "all of a peer's state was taken"),
+            Notice::Diverged { peer, entries } => {
+                tracing::error!(%peer, entries, "a proof found old differences and repairs them");
+            }
+            Notice::Discarded { entry } => {
+                let Key { store, name } = &entry.key;
+                tracing::error!(%store, key = name, file = %self.discarded.display(), "write given up: it reached nobody in time");
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(&self.discarded);
+                if let Err(error) = file.and_then(|mut file| writeln!(file, "{entry:?}")) {
+                    tracing::error!(%error, file = %self.discarded.display(), "keep a write that was given up");
+                }
             }
         }
     }
@@ -286,10 +377,12 @@ impl Committer {
         match error {
             WriteError::NotCounter(_) => KvError::NotCounter { key },
             WriteError::Corrupt => KvError::Corrupt { key },
+            WriteError::ClockUnsafe { ahead_ms } => KvError::ClockUnsafe { ahead_ms: *ahead_ms },
+            WriteError::Crowded => KvError::Crowded { key },
         }
     }
 
-    fn answer(&mut self, ticket: u64, result: Result<Option<i64>, KvError>) {
+    fn answer(&mut self, ticket: u64, result: Result<Written, KvError>) {
         if let Some((_, reply)) = self.writers.remove(&ticket) {
             // A writer that stopped waiting has its write made all the same.
             let _gone = reply.send(result);
@@ -368,16 +461,17 @@ mod tests {
         }
     }
 
-    fn write(number: usize) -> (Input, oneshot::Receiver<Result<Option<i64>, KvError>>) {
+    fn write(number: usize) -> (Input, oneshot::Receiver<Result<Written, KvError>>) {
         let (reply, done) = oneshot::channel();
         let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let key = Key { store: "app/default".parse().unwrap(), name: format!("k{number}") };
-        (Input::Write { key, write: Write::Set(Bytes::from_static(b"v")), seen: None, reply, _room: room }, done)
+        let write = Write::Set { value: Bytes::from_static(b"v"), expires_ms: None };
+        (Input::Write { key, write, seen: None, reply, _room: room }, done)
     }
 
     fn replica(engine: &Arc<Counting>) -> Replica {
         let rows = Arc::clone(engine) as Arc<dyn Engine>;
-        Replica::open(rows, "a".parse().unwrap(), 1_000, 0).unwrap()
+        Replica::open(rows, "a".parse().unwrap(), b"here", 1_000, 0).unwrap()
     }
 
     #[test]
@@ -393,9 +487,9 @@ mod tests {
             waiting.push(done);
         }
         drop(sender);
-        run(replica, Arc::clone(&engine) as Arc<dyn Engine>, inputs, SharedHealth::default());
+        run(replica, Arc::clone(&engine) as Arc<dyn Engine>, inputs, SharedState::default(), PathBuf::new());
         for mut done in waiting {
-            assert!(matches!(done.try_recv(), Ok(Ok(None))));
+            assert!(matches!(done.try_recv(), Ok(Ok(_))));
         }
         // One for each group and one at the end.
         assert_eq!(engine.flushes.load(Ordering::Relaxed), 3);
@@ -412,6 +506,7 @@ mod tests {
             versions: crate::wire::VERSIONS,
             node: peer.clone(),
             vector: crate::vector::VersionVector::default(),
+            reach: Reach::default(),
         };
         let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         assert!(sender.try_send(Input::Connected { peer: peer.clone(), session: 1, frames }).is_ok());
@@ -419,7 +514,7 @@ mod tests {
         assert!(sender.try_send(received).is_ok());
         let committer = std::thread::spawn({
             let engine = Arc::clone(&engine) as Arc<dyn Engine>;
-            move || run(replica, engine, inputs, SharedHealth::default())
+            move || run(replica, engine, inputs, SharedState::default(), PathBuf::new())
         });
         // Our hello and the end of an empty catch-up.
         assert!(link.blocking_recv().is_some() && link.blocking_recv().is_some());
@@ -441,7 +536,7 @@ mod tests {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let committer = std::thread::spawn({
             let engine = Arc::clone(&engine) as Arc<dyn Engine>;
-            move || run(replica, engine, inputs, SharedHealth::default())
+            move || run(replica, engine, inputs, SharedState::default(), PathBuf::new())
         });
         let made = |number| {
             let (input, done) = write(number);

@@ -3,13 +3,15 @@
 //! An [`Entry`] names its key, when it was written ([`Stamp`]), by whom ([`Dot`]) and what ([`Content`]). Its
 //! bytes carry a checksum that is verified on every read, from the engine and from a peer alike.
 //!
-//! Tombstones are kept for good: collecting them safely needs a frontier over the whole roster, which is not built.
+//! An entry is mortal if it is a tombstone or expires: once every node of the roster has it and its time is over,
+//! it is dropped (sync.md, Collection).
 
 use bytes::{BufMut, Bytes};
 use ring::digest::{SHA256, digest};
 use selvage_config::{NodeName, StoreName};
 
 use crate::stamp::Stamp;
+use crate::vector::VersionVector;
 
 /// Longest key, bytes of UTF-8.
 pub const KEY_BYTES_MAX: usize = 1024;
@@ -17,15 +19,24 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest value, bytes.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
 
-/// Bytes of an entry besides its value, at most: names, key, numbers and checksum.
-pub const ENTRY_OVERHEAD_BYTES_MAX: usize = KEY_BYTES_MAX + 1024;
+/// Bytes of an entry besides its value, at most: names, key, numbers, context and checksum.
+pub const ENTRY_OVERHEAD_BYTES_MAX: usize = KEY_BYTES_MAX + 1024 + CONTEXT_MAX * 96;
+
+/// Origins in the context of a sibling, at most: a key with more writers takes no more siblings until it is set.
+pub const CONTEXT_MAX: usize = 64;
 
 const CHECKSUM_BYTES: usize = 8;
 
 const CONTENT_TOMBSTONE: u8 = 0;
 const CONTENT_VALUE: u8 = 1;
 const CONTENT_PART: u8 = 2;
-const CONTENT_PART_BASED: u8 = 3;
+const CONTENT_SIBLING: u8 = 3;
+/// Set in the content's byte if the entry expires.
+const CONTENT_EXPIRES: u8 = 0x80;
+
+const BASE_NONE: u8 = 0;
+const BASE_VALUE: u8 = 1;
+const BASE_TOMBSTONE: u8 = 2;
 
 /// A key in a store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +75,36 @@ pub struct Version {
     pub dot: Dot,
 }
 
+/// The register that a part or a sibling is written on top of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// The key had neither value nor tombstone. There may have been some that the writer had collected: a register as
+    /// old is none that this was written without having seen.
+    None {
+        /// Up to when: the writer's floor if it had nothing of this key, else that of what it had.
+        floor: Stamp,
+    },
+    /// A value.
+    Value(Version),
+    /// A tombstone. With these two it can be made again wherever it was collected or has not arrived, byte for byte.
+    Tombstone {
+        /// Its version.
+        version: Version,
+        /// Its [`Entry::prev`].
+        prev: u32,
+    },
+}
+
+impl Base {
+    /// The register's version, if there was one.
+    pub fn version(&self) -> Option<&Version> {
+        match self {
+            Self::None { .. } => None,
+            Self::Value(version) | Self::Tombstone { version, .. } => Some(version),
+        }
+    }
+}
+
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
@@ -73,10 +114,19 @@ pub enum Content {
     Value(Bytes),
     /// The origin's share of a counter.
     Part {
-        /// The value or tombstone that this counts on top of; none if the key had neither.
-        base: Option<Version>,
+        /// What this counts on top of.
+        base: Base,
         /// The sum of all that the origin added on top of `base`.
         total: i64,
+    },
+    /// One of several values that stand side by side until somebody who saw them writes again.
+    Sibling {
+        /// What this was written on top of.
+        base: Base,
+        /// What its writer saw of this key: siblings with these dots are superseded.
+        context: VersionVector,
+        /// The value.
+        value: Bytes,
     },
 }
 
@@ -87,6 +137,11 @@ pub struct Entry {
     pub key: Key,
     /// When and by whom.
     pub version: Version,
+    /// [`Dot::mark`] of the value or tombstone that its writer overwrote; 0 if there was none, or for a part or
+    /// sibling, which overwrite nothing.
+    pub prev: u32,
+    /// When it ends to exist, milliseconds since the Unix epoch.
+    pub expires_ms: Option<u64>,
     /// What.
     pub content: Content,
 }
@@ -105,31 +160,117 @@ pub enum EntryError {
     Field(&'static str),
 }
 
+impl Dot {
+    /// 32 bits that tell this dot from another one of the same key. Never 0.
+    pub fn mark(&self) -> u32 {
+        let mut out = Vec::with_capacity(64);
+        put_origin(&mut out, &self.origin);
+        out.put_u64(self.seq);
+        let hash = fold(&out);
+        u32::try_from((hash ^ (hash >> 32)) & 0xffff_ffff).unwrap_or(0).max(1)
+    }
+}
+
+impl Content {
+    /// What it was written on top of, for parts and siblings.
+    pub fn base(&self) -> Option<&Base> {
+        match self {
+            Self::Part { base, .. } | Self::Sibling { base, .. } => Some(base),
+            Self::Tombstone | Self::Value(_) => None,
+        }
+    }
+
+    /// Bytes of its value.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Self::Value(value) | Self::Sibling { value, .. } => value.len(),
+            Self::Tombstone | Self::Part { .. } => 0,
+        }
+    }
+}
+
 impl Entry {
+    /// Whether it no longer exists at this time. A tombstone never did.
+    pub fn expired(&self, now_ms: u64) -> bool {
+        self.expires_ms.is_some_and(|expires| expires <= now_ms)
+    }
+
+    /// From when on it means no more than that older entries of its key are void; none if it lives on.
+    pub fn mortal_ms(&self) -> Option<u64> {
+        match (&self.content, self.expires_ms) {
+            (Content::Tombstone, _) => Some(self.version.stamp.ms()),
+            (_, Some(expires)) => Some(expires.max(self.version.stamp.ms())),
+            (_, None) => None,
+        }
+    }
+
+    /// The tombstone that its base names, if it names one.
+    pub fn implied(&self) -> Option<Self> {
+        let Some(Base::Tombstone { version, prev }) = self.content.base() else { return None };
+        Some(Self {
+            key: self.key.clone(),
+            version: version.clone(),
+            prev: *prev,
+            expires_ms: None,
+            content: Content::Tombstone,
+        })
+    }
+
+    /// A few bits of what was written: two entries of one dot that differ in them are a fault.
+    pub fn taste(&self) -> u8 {
+        let part = |total: i64| fold(&total.to_be_bytes());
+        let hash = match &self.content {
+            Content::Tombstone => 1,
+            Content::Value(value) => fold(value),
+            Content::Part { total, .. } => part(*total),
+            Content::Sibling { value, .. } => fold(value).rotate_left(1),
+        };
+        hash.to_be_bytes()[0]
+    }
+
     /// Appends the entry's bytes: fields, then their checksum.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         put_text(out, self.key.store.as_str());
         put_text(out, &self.key.name);
         put_version(out, &self.version);
-        match &self.content {
-            Content::Tombstone => out.put_u8(CONTENT_TOMBSTONE),
-            Content::Value(value) => {
-                out.put_u8(CONTENT_VALUE);
-                out.put_slice(value);
-            }
-            Content::Part { base: None, total } => {
-                out.put_u8(CONTENT_PART);
-                out.put_i64(*total);
-            }
-            Content::Part { base: Some(base), total } => {
-                out.put_u8(CONTENT_PART_BASED);
-                out.put_i64(*total);
-                put_version(out, base);
-            }
-        }
+        out.put_u32(self.prev);
+        self.put_content(out);
         let sum = checksum(&out[start..]);
         out.put_slice(&sum);
+    }
+
+    fn put_content(&self, out: &mut Vec<u8>) {
+        let kind = match &self.content {
+            Content::Tombstone => CONTENT_TOMBSTONE,
+            Content::Value(_) => CONTENT_VALUE,
+            Content::Part { .. } => CONTENT_PART,
+            Content::Sibling { .. } => CONTENT_SIBLING,
+        };
+        match self.expires_ms {
+            None => out.put_u8(kind),
+            Some(expires_ms) => {
+                out.put_u8(kind | CONTENT_EXPIRES);
+                out.put_u64(expires_ms);
+            }
+        }
+        match &self.content {
+            Content::Tombstone => {}
+            Content::Value(value) => out.put_slice(value),
+            Content::Part { base, total } => {
+                put_base(out, base);
+                out.put_i64(*total);
+            }
+            Content::Sibling { base, context, value } => {
+                put_base(out, base);
+                out.put_u16(u16::try_from(context.len()).unwrap_or(u16::MAX));
+                for (origin, seq) in context.iter() {
+                    put_origin(out, origin);
+                    out.put_u64(seq);
+                }
+                out.put_slice(value);
+            }
+        }
     }
 
     /// The entry that `bytes` are, exactly.
@@ -142,19 +283,31 @@ impl Entry {
         let store = StoreName::try_from(fields.text(KEY_BYTES_MAX)?).map_err(|_| EntryError::Field("store"))?;
         let name = fields.text(KEY_BYTES_MAX)?;
         let version = fields.version()?;
-        let content = match fields.u8()? {
-            CONTENT_TOMBSTONE => Content::Tombstone,
-            CONTENT_VALUE => Content::Value(fields.rest(VALUE_BYTES_MAX)?),
-            CONTENT_PART => Content::Part { base: None, total: fields.i64()? },
-            CONTENT_PART_BASED => {
-                let total = fields.i64()?;
-                Content::Part { base: Some(fields.version()?), total }
-            }
-            _ => return Err(EntryError::Field("content")),
-        };
+        let prev = fields.u32()?;
+        let (expires_ms, content) = fields.content()?;
         fields.end()?;
-        Ok(Self { key: Key { store, name }, version, content })
+        Ok(Self { key: Key { store, name }, version, prev, expires_ms, content })
     }
+}
+
+/// 64 bits of some bytes: quick, even, and no secret. For marks and sketches, never for trust.
+pub(crate) fn fold(bytes: &[u8]) -> u64 {
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut hash = MIX ^ u64::try_from(bytes.len()).unwrap_or(0);
+    for chunk in bytes.chunks(8) {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        hash = mix(hash ^ u64::from_le_bytes(word));
+    }
+    hash
+}
+
+/// Spreads a number's bits over all of them (the finaliser of splitmix64).
+pub(crate) fn mix(mut number: u64) -> u64 {
+    number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -178,6 +331,24 @@ fn put_version(out: &mut Vec<u8>, version: &Version) {
     out.put_u64(version.stamp.0);
     put_origin(out, &version.dot.origin);
     out.put_u64(version.dot.seq);
+}
+
+fn put_base(out: &mut Vec<u8>, base: &Base) {
+    match base {
+        Base::None { floor } => {
+            out.put_u8(BASE_NONE);
+            out.put_u64(floor.0);
+        }
+        Base::Value(version) => {
+            out.put_u8(BASE_VALUE);
+            put_version(out, version);
+        }
+        Base::Tombstone { version, prev } => {
+            out.put_u8(BASE_TOMBSTONE);
+            put_version(out, version);
+            out.put_u32(*prev);
+        }
+    }
 }
 
 /// Reads fields from the front of bytes. Every read checks that they are there.
@@ -245,6 +416,40 @@ impl Fields {
         Ok(Version { stamp, dot: Dot { origin, seq } })
     }
 
+    fn base(&mut self) -> Result<Base, EntryError> {
+        Ok(match self.u8()? {
+            BASE_NONE => Base::None { floor: Stamp(self.u64()?) },
+            BASE_VALUE => Base::Value(self.version()?),
+            BASE_TOMBSTONE => Base::Tombstone { version: self.version()?, prev: self.u32()? },
+            _ => return Err(EntryError::Field("base")),
+        })
+    }
+
+    fn content(&mut self) -> Result<(Option<u64>, Content), EntryError> {
+        let kind = self.u8()?;
+        let expires_ms = if kind & CONTENT_EXPIRES == 0 { None } else { Some(self.u64()?) };
+        let content = match kind & !CONTENT_EXPIRES {
+            CONTENT_TOMBSTONE if expires_ms.is_none() => Content::Tombstone,
+            CONTENT_VALUE => Content::Value(self.rest(VALUE_BYTES_MAX)?),
+            CONTENT_PART => Content::Part { base: self.base()?, total: self.i64()? },
+            CONTENT_SIBLING => {
+                let base = self.base()?;
+                let count = usize::from(self.u16()?);
+                if count > CONTEXT_MAX {
+                    return Err(EntryError::Field("context"));
+                }
+                let mut context = Vec::new();
+                for _ in 0..count {
+                    context.push((self.origin()?, self.u64()?));
+                }
+                let context = context.into_iter().collect();
+                Content::Sibling { base, context, value: self.rest(VALUE_BYTES_MAX)? }
+            }
+            _ => return Err(EntryError::Field("content")),
+        };
+        Ok((expires_ms, content))
+    }
+
     fn rest(&mut self, bytes_max: usize) -> Result<Bytes, EntryError> {
         if self.0.len() > bytes_max {
             return Err(EntryError::Field("value"));
@@ -275,20 +480,36 @@ pub(crate) mod tests {
         )
     }
 
+    fn base() -> impl Strategy<Value = Base> {
+        prop_oneof![
+            (0_u64..50).prop_map(|floor| Base::None { floor: Stamp(floor) }),
+            version().prop_map(Base::Value),
+            (version(), any::<u32>()).prop_map(|(version, prev)| Base::Tombstone { version, prev }),
+        ]
+    }
+
     pub(crate) fn content() -> impl Strategy<Value = Content> {
+        let value = || prop::collection::vec(any::<u8>(), 0..64).prop_map(Bytes::from);
+        let context = prop::collection::vec(version(), 0..4)
+            .prop_map(|seen| seen.into_iter().map(|version| (version.dot.origin, version.dot.seq)).collect());
         prop_oneof![
             Just(Content::Tombstone),
-            prop::collection::vec(any::<u8>(), 0..64).prop_map(|value| Content::Value(value.into())),
-            (prop::option::of(version()), any::<i64>()).prop_map(|(base, total)| Content::Part { base, total }),
+            value().prop_map(Content::Value),
+            (base(), any::<i64>()).prop_map(|(base, total)| Content::Part { base, total }),
+            (base(), context, value()).prop_map(|(base, context, value)| Content::Sibling { base, context, value }),
         ]
     }
 
     pub(crate) fn entry() -> impl Strategy<Value = Entry> {
-        (version(), content(), "[ -~]{0,32}").prop_map(|(version, content, name)| Entry {
-            key: Key { store: "app/default".parse().unwrap(), name },
-            version,
-            content,
-        })
+        (version(), content(), "[ -~]{0,32}", any::<u32>(), prop::option::of(any::<u64>())).prop_map(
+            |(version, content, name, prev, expires_ms)| Entry {
+                key: Key { store: "app/default".parse().unwrap(), name },
+                version,
+                prev,
+                expires_ms: expires_ms.filter(|_| content != Content::Tombstone),
+                content,
+            },
+        )
     }
 
     proptest! {

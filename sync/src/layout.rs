@@ -3,22 +3,44 @@
 //! | row | key | value |
 //! |---|---|---|
 //! | record | `d` store `0` key | all entries of the key |
-//! | index | `o` node `0` incarnation seq | the record's key |
+//! | index | `o` node `0` incarnation seq | what a sketch needs, then the record's row |
+//! | end | `x` milliseconds node `0` incarnation seq | the record's row |
 //! | vector | `v` node `0` incarnation | how far the origin is complete |
-//! | fact | `m` name | incarnation, clock |
+//! | fact | `m` name | layout, incarnation, place, clock, cut, floor, bootstrap |
 //!
-//! Catch-up is a range scan of the index. Names hold no zero byte, so the zero ends them unambiguously.
+//! Catch-up is a range scan of the index, collection one of the ends. Names hold no zero byte, so the zero ends them
+//! unambiguously.
 
 use selvage_config::{NodeName, StoreName};
 
-use crate::entry::{Dot, Key, Origin};
+use crate::entry::{Dot, Entry, Key, Origin};
+use crate::sketch::{Item, Span, item_of};
+
+/// The version of this layout. Version 1 had neither ends nor sketches.
+pub(crate) const VERSION: u64 = 2;
 
 /// The prefix of all rows of the version vector.
 pub(crate) const VECTOR: &[u8] = b"v";
 /// This node's incarnation.
 pub(crate) const INCARNATION: &[u8] = b"mincarnation";
+/// Where the directory was when the incarnation began.
+pub(crate) const PLACE: &[u8] = b"mplace";
 /// The clock's high-water mark.
 pub(crate) const CLOCK: &[u8] = b"mclock";
+/// The version of the layout.
+pub(crate) const LAYOUT: &[u8] = b"mlayout";
+/// Every delete up to this was processed.
+pub(crate) const CUT: &[u8] = b"mcut";
+/// Mortal entries up to this may have been dropped.
+pub(crate) const FLOOR: &[u8] = b"mfloor";
+/// How far a bootstrap has come.
+pub(crate) const BOOTSTRAP: &[u8] = b"mbootstrap";
+/// The prefix of all records.
+pub(crate) const RECORDS: &[u8] = b"d";
+/// The prefix of the whole index.
+pub(crate) const INDEX: &[u8] = b"o";
+/// The prefix of all ends.
+pub(crate) const ENDS: &[u8] = b"x";
 
 const NUMBER_BYTES: usize = 8;
 
@@ -50,9 +72,46 @@ pub(crate) fn indices(origin: &Origin) -> Vec<u8> {
     origin_row(b"o", origin)
 }
 
+/// The value of an entry's row of the index.
+pub(crate) fn index_value(entry: &Entry, row: &[u8]) -> Vec<u8> {
+    let span = Span::of(entry).map_or(0, |span| span.number() + 1);
+    [&[entry.taste()][..], &span.to_be_bytes(), row].concat()
+}
+
 /// The record's row that a row of the index names.
 pub(crate) fn index_row(value: &[u8]) -> Option<&[u8]> {
-    Some(value)
+    value.get(1 + NUMBER_BYTES..)
+}
+
+/// The item of a row of the index, and the span in which it ends.
+pub(crate) fn index_item(row: &[u8], value: &[u8]) -> Option<(Item, Option<Span>)> {
+    let origin = origin_of(row.get(..row.len().checked_sub(NUMBER_BYTES)?)?, INDEX)?;
+    let dot = Dot { origin, seq: index_seq(row)? };
+    let span = number(value.get(1..=NUMBER_BYTES)?)?;
+    Some((item_of(&dot, *value.first()?), span.checked_sub(1).map(Span::from_number)))
+}
+
+/// The row of a mortal entry's end.
+pub(crate) fn end(mortal_ms: u64, dot: &Dot) -> Vec<u8> {
+    [&end_of(mortal_ms), &index(dot)[1..]].concat()
+}
+
+/// The least row of what ends at this time or later.
+pub(crate) fn end_of(mortal_ms: u64) -> Vec<u8> {
+    [ENDS, &mortal_ms.to_be_bytes()].concat()
+}
+
+/// When the entry of a row of ends does.
+pub(crate) fn end_ms(row: &[u8]) -> Option<u64> {
+    number(row.get(1..=NUMBER_BYTES)?)
+}
+
+/// The key of a record's row.
+pub(crate) fn key(row: &[u8]) -> Option<Key> {
+    let rest = row.strip_prefix(RECORDS)?;
+    let zero = rest.iter().position(|byte| *byte == 0)?;
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_owned);
+    Some(Key { store: StoreName::try_from(text(&rest[..zero])?).ok()?, name: text(&rest[zero + 1..])? })
 }
 
 /// The sequence number of a row of the index.
@@ -66,7 +125,11 @@ pub(crate) fn vector(origin: &Origin) -> Vec<u8> {
 
 /// The origin of a row of the version vector.
 pub(crate) fn vector_origin(row: &[u8]) -> Option<Origin> {
-    let rest = row.strip_prefix(VECTOR)?;
+    origin_of(row, VECTOR)
+}
+
+fn origin_of(row: &[u8], kind: &[u8]) -> Option<Origin> {
+    let rest = row.strip_prefix(kind)?;
     let (name, incarnation) = rest.split_at_checked(rest.len().checked_sub(NUMBER_BYTES + 1)?)?;
     let node: NodeName = std::str::from_utf8(name).ok()?.parse().ok()?;
     Some(Origin { node, incarnation: number(incarnation.strip_prefix(&[0])?)? })
@@ -95,6 +158,14 @@ mod tests {
             assert_eq!(vector_origin(bad), None);
         }
         assert_eq!(index_seq(b"o"), None);
+        assert!(end_of(7) < end_of(300));
+        assert_eq!(
+            end_ms(&end(300, &Dot { origin: Origin { node: "a".parse().unwrap(), incarnation: 1 }, seq: 1 })),
+            Some(300)
+        );
+        let at = Key { store: "app/s".parse().unwrap(), name: "a\0b".into() };
+        assert_eq!(key(&record(&at)), Some(at));
+        assert_eq!(key(b"dapp"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! [`Replica`] is the protocol: a state machine without sockets, clock or randomness of its own. [`Kv`] is what a
 //! node uses: the replica, its engine and its links. The simulator runs the same replica.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::print_stderr))]
 
 pub mod stamp;
 
@@ -17,8 +17,15 @@ pub mod vector;
 
 pub mod wire;
 
+pub mod frontier;
+pub mod offset;
+pub mod sketch;
+
+mod planted;
+
 pub mod engine;
 mod layout;
+mod place;
 mod read;
 
 pub mod replica;
@@ -26,6 +33,7 @@ pub mod replica;
 mod commit;
 mod link;
 mod roster;
+pub mod session;
 pub mod store;
 
 pub mod offline;
@@ -34,8 +42,9 @@ pub mod offline;
 mod simulator;
 
 pub use entry::{Content, Dot, Entry, Key, Origin};
-pub use replica::{Action, Event, Replica};
+pub use replica::{Action, Counts, Event, Replica, Written};
 pub use roster::PeerAddr;
+pub use session::Token;
 pub use stamp::{Clock, Stamp};
-pub use store::{Identify, Kv, KvError, Listed, OpenError, Options, PeerStatus, Tls};
+pub use store::{Identify, Kv, KvError, Listed, OpenError, Options, PeerStatus, Progress, Tls};
 pub use vector::VersionVector;

@@ -44,10 +44,10 @@ const HANDSHAKE_MS: u64 = 5_000;
 const HANDSHAKES_MAX: usize = 64;
 
 /// A link on which nothing arrives this long is dead, milliseconds.
-const IDLE_MS: u32 = 5_000;
+const IDLE_MS: u32 = 3_000;
 
 /// How often something is sent on an idle link, milliseconds.
-const KEEP_ALIVE_MS: u64 = 1_000;
+const KEEP_ALIVE_MS: u64 = 600;
 
 /// Bytes of received frames that may wait for the committer; then QUIC's flow control holds the peers back.
 const INBOUND_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -231,6 +231,7 @@ async fn supervise(context: Arc<Context>, mut wanted: watch::Receiver<Roster>) {
     let mut dialed: BTreeSet<NodeName> = BTreeSet::new();
     let mut accepted: JoinSet<()> = JoinSet::new();
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut told: Option<BTreeSet<NodeName>> = None;
     let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -267,6 +268,13 @@ async fn supervise(context: Arc<Context>, mut wanted: watch::Receiver<Roster>) {
         let roster = wanted.borrow_and_update().clone();
         if roster.closing {
             break;
+        }
+        let members: BTreeSet<NodeName> = roster.peers.keys().cloned().chain([context.own.clone()]).collect();
+        if told.as_ref() != Some(&members) && roster.known {
+            // If the committer is behind by a full queue, the next turn tells it.
+            if context.inputs.try_send(Input::Roster(members.clone())).is_ok() {
+                told = Some(members);
+            }
         }
         // The pair's first name connects.
         for peer in roster.peers.into_values().filter(|peer| context.own < peer.node) {

@@ -156,7 +156,8 @@ pub fn migrate(directory: &Path, to: KvEngine, progress: impl FnMut(u64)) -> Res
     Ok(Carried { rows: checked.rows, damaged: checked.corrupt, bytes })
 }
 
-/// Writes all rows that can be read to `out`, in order, with checksums. It also opens what a node has moved aside.
+/// Writes all rows that can be read to `out`, with checksums. It also opens what a node has moved aside. If any row was
+/// damaged, nothing that is written claims to be complete (sync.md invariant K4): who imports it asks its peers for all.
 ///
 /// # Errors
 /// [`OfflineError`].
@@ -164,8 +165,17 @@ pub fn export(directory: &Path, out: impl Write, mut progress: impl FnMut(u64)) 
     let vault = existing(directory, Damage::Accept)?;
     let mut writer = Writer::begin(out)?;
     let mut carried = Carried { rows: 0, damaged: 0, bytes: 0 };
+    let mut cut = None;
     let walked = each(&vault, |row| {
         match row.value {
+            // Records and index are before the vector, so by then it is known.
+            Ok(_) if row.key.starts_with(layout::VECTOR) && carried.damaged > 0 => {
+                let nothing = 0_u64.to_be_bytes();
+                carried.rows += 1;
+                carried.bytes += (row.key.len() + nothing.len()) as u64;
+                writer.row(&row.key, &nothing)?;
+            }
+            Ok(value) if row.key == layout::CUT => cut = Some(value),
             Ok(value) => {
                 carried.rows += 1;
                 carried.bytes += (row.key.len() + value.len()) as u64;
@@ -183,11 +193,17 @@ pub fn export(directory: &Path, out: impl Write, mut progress: impl FnMut(u64)) 
         Err(OfflineError::Engine(error)) if error.is_corrupt() => carried.damaged += 1,
         walked => walked?,
     }
+    if let Some(cut) = cut.filter(|_| carried.damaged == 0) {
+        carried.rows += 1;
+        carried.bytes += (layout::CUT.len() + cut.len()) as u64;
+        writer.row(layout::CUT, &cut)?;
+    }
     writer.end()?;
     Ok(carried)
 }
 
-/// Fills a new directory from a snapshot.
+/// Fills a new directory from a snapshot. Clock, cut and floor come along, since they are facts on the rows; who wrote
+/// them does not.
 ///
 /// # Errors
 /// [`OfflineError`]; after one the directory is not to be used.

@@ -56,6 +56,7 @@ pub(crate) fn list(
     prefix: &str,
     after: Option<&str>,
     limit: usize,
+    now_ms: u64,
 ) -> Result<Vec<Found>, EngineError> {
     let base = layout::records(store);
     let rows_prefix = [&base, prefix.as_bytes()].concat();
@@ -70,7 +71,7 @@ pub(crate) fn list(
         if let Some(last) = rows.last() {
             from = next(&last.key);
         }
-        found.extend(rows.into_iter().filter_map(|row| existing(&row.key[base.len()..], row.value)));
+        found.extend(rows.into_iter().filter_map(|row| existing(&row.key[base.len()..], row.value, now_ms)));
         if ended {
             break;
         }
@@ -79,10 +80,10 @@ pub(crate) fn list(
     Ok(found)
 }
 
-fn existing(name: &[u8], bytes: Result<Bytes, Corrupt>) -> Option<Found> {
+fn existing(name: &[u8], bytes: Result<Bytes, Corrupt>, now_ms: u64) -> Option<Found> {
     let name = String::from_utf8_lossy(name).into_owned();
     let record = bytes.map_err(|Corrupt| EntryError::Checksum).and_then(Record::decode);
-    let exists = record.as_ref().map_or(true, Record::exists);
+    let exists = record.as_ref().map_or(true, |record| record.exists(now_ms));
     exists.then_some(Found { name, record })
 }
 

@@ -1,19 +1,24 @@
 //! Records: all that is known of one key.
 //!
-//! A record is a register (the newest value or tombstone) and the parts of a counter on top of it: of every
-//! origin the newest. A part counts while its base is the register. So:
+//! A record is a register (the newest value or tombstone), and on top of it the parts of a counter (of every origin
+//! the newest) and siblings. A part or sibling counts while its base is the register. So:
 //!
 //! - concurrent increments all count, since every origin has its own part;
-//! - a `set` or `delete` begins anew: parts on an older base are superseded, also those of an origin that had not
-//!   yet seen the new register;
-//! - a part whose base has not arrived waits and does not count yet.
+//! - siblings stand side by side until one is written whose context covers them;
+//! - a `set` or `delete` begins anew: what is on an older base is superseded, also what an origin writes that had
+//!   not yet seen the new register;
+//! - a part or sibling whose base has not arrived waits; one on a tombstone brings that tombstone along;
+//! - one whose writer had collected the register says up to when it had, and stands also where that still is.
 //!
 //! [`Record::merge`] is commutative, associative and idempotent: nodes that received the same entries hold the
 //! same records, byte for byte (sync.md invariant K1).
 
 use bytes::{Buf, BufMut, Bytes};
 
-use crate::entry::{Content, Dot, Entry, EntryError, Fields, Origin, Version};
+use crate::entry::{Base, Content, Dot, Entry, EntryError, Fields, Origin, Version};
+use crate::planted::{self, Bug};
+use crate::stamp::Stamp;
+use crate::vector::VersionVector;
 
 /// Bytes of a counter's value: a little-endian `i64`, the form in which Spin stores increments.
 const COUNTER_BYTES: usize = 8;
@@ -22,16 +27,26 @@ const COUNTER_BYTES: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Record {
     register: Option<Entry>,
+    /// In the order of origins, one each.
     parts: Vec<Entry>,
+    /// In the order of dots.
+    siblings: Vec<Entry>,
 }
 
-/// What a merge did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Merge {
-    /// The entry is in the record now and these writes no longer are.
-    Kept(Vec<Dot>),
-    /// The record has the entry already, or what superseded it.
-    Superseded,
+/// What a merge did. Both are empty if the record had the entry already, or what superseded it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Change {
+    /// What is in the record now: the entry, and before it the tombstone that it brought along.
+    pub added: Vec<Entry>,
+    /// What no longer is.
+    pub superseded: Vec<Entry>,
+}
+
+impl Change {
+    /// Whether nothing changed.
+    pub fn is_none(&self) -> bool {
+        self.added.is_empty()
+    }
 }
 
 /// The value can't be counted with: it is not [`COUNTER_BYTES`] long, or the sum would overflow.
@@ -41,47 +56,80 @@ pub struct NotCounter;
 
 impl Record {
     /// Takes one entry in, whatever the order.
-    pub fn merge(&mut self, entry: Entry) -> Merge {
-        match &entry.content {
-            Content::Part { base, .. } => {
-                if base.as_ref() < self.base() {
-                    return Merge::Superseded;
-                }
-                self.merge_part(entry)
+    pub fn merge(&mut self, entry: Entry) -> Change {
+        let mut change = Change::default();
+        if let Some(base) = entry.content.base() {
+            if self.register.as_ref().is_some_and(|register| is_after(&register.version, base)) {
+                return change;
             }
+            if let Some(tombstone) = entry.implied() {
+                self.merge_one(tombstone, &mut change);
+            }
+        }
+        self.merge_one(entry, &mut change);
+        change
+    }
+
+    fn merge_one(&mut self, entry: Entry, change: &mut Change) {
+        let added = entry.clone();
+        let merged = match &entry.content {
             Content::Tombstone | Content::Value(_) => self.merge_register(entry),
+            Content::Part { .. } => self.merge_part(entry),
+            Content::Sibling { .. } => self.merge_sibling(entry),
+        };
+        if let Some(superseded) = merged {
+            change.added.push(added);
+            change.superseded.extend(superseded);
         }
     }
 
-    fn merge_register(&mut self, entry: Entry) -> Merge {
-        if Some(&entry.version) <= self.base() {
-            return Merge::Superseded;
+    fn merge_register(&mut self, entry: Entry) -> Option<Vec<Entry>> {
+        if !newer(&entry.version, self.base()) {
+            return None;
         }
-        let mut superseded: Vec<Dot> = self.register.take().map(|old| old.version.dot).into_iter().collect();
-        self.parts.retain(|part| {
-            let stays = base_of(part) >= Some(&entry.version);
-            if !stays {
-                superseded.push(part.version.dot.clone());
-            }
-            stays
-        });
+        let mut superseded: Vec<Entry> = self.register.take().into_iter().collect();
+        let older = |above: &mut Entry| above.content.base().is_some_and(|base| is_after(&entry.version, base));
+        superseded.extend(self.parts.extract_if(.., older));
+        superseded.extend(self.siblings.extract_if(.., older));
         self.register = Some(entry);
-        Merge::Kept(superseded)
+        Some(superseded)
     }
 
-    fn merge_part(&mut self, entry: Entry) -> Merge {
+    fn merge_part(&mut self, mut entry: Entry) -> Option<Vec<Entry>> {
         let place = self.parts.binary_search_by(|part| part.version.dot.origin.cmp(&entry.version.dot.origin));
         match place {
-            Ok(at) if entry.version <= self.parts[at].version => Merge::Superseded,
+            Ok(at) if entry.version <= self.parts[at].version => None,
             Ok(at) => {
-                let old = std::mem::replace(&mut self.parts[at], entry);
-                Merge::Kept(vec![old.version.dot])
+                if let (true, Content::Part { total, .. }, Content::Part { total: old, .. }) =
+                    (planted::is(Bug::CounterAdd), &mut entry.content, &self.parts[at].content)
+                {
+                    *total = total.saturating_add(*old);
+                }
+                Some(vec![std::mem::replace(&mut self.parts[at], entry)])
             }
             Err(at) => {
                 self.parts.insert(at, entry);
-                Merge::Kept(Vec::new())
+                Some(Vec::new())
             }
         }
+    }
+
+    fn merge_sibling(&mut self, entry: Entry) -> Option<Vec<Entry>> {
+        let dot = &entry.version.dot;
+        let covers = |by: &Entry, dot: &Dot| match &by.content {
+            Content::Sibling { context, .. } => context.get(&dot.origin) >= dot.seq,
+            _ => false,
+        };
+        let base = |of: &Entry| of.content.base().and_then(Base::version).cloned();
+        let same = |other: &Entry| base(other) == base(&entry);
+        if self.siblings.iter().any(|other| other.version.dot == *dot || same(other) && covers(other, dot)) {
+            return None;
+        }
+        let gone = |other: &mut Entry| same(other) && covers(&entry, &other.version.dot);
+        let superseded: Vec<Entry> = self.siblings.extract_if(.., gone).collect();
+        let at = self.siblings.partition_point(|other| other.version.dot < *dot);
+        self.siblings.insert(at, entry);
+        Some(superseded)
     }
 
     /// The version of the register.
@@ -89,21 +137,40 @@ impl Record {
         self.register.as_ref().map(|register| &register.version)
     }
 
-    /// What a reader sees: none if the key does not exist.
-    pub fn value(&self) -> Option<Bytes> {
-        if self.counted().next().is_some() {
-            return self.sum().map(|sum| Bytes::copy_from_slice(&sum.to_le_bytes())).ok();
-        }
-        match self.register.as_ref().map(|register| &register.content) {
-            Some(Content::Value(value)) => Some(value.clone()),
-            _ => None,
-        }
+    /// The value or tombstone.
+    pub fn register(&self) -> Option<&Entry> {
+        self.register.as_ref()
     }
 
-    /// Whether the key exists.
-    pub fn exists(&self) -> bool {
-        let value = self.register.as_ref().is_some_and(|register| matches!(register.content, Content::Value(_)));
-        value || self.counted().next().is_some()
+    /// What a reader sees now: none if the key does not exist. Of siblings it is the one with the newest version.
+    pub fn value(&self, now_ms: u64) -> Option<Bytes> {
+        if self.counted(now_ms).next().is_some() {
+            return self.sum(now_ms).map(|sum| Bytes::copy_from_slice(&sum.to_le_bytes())).ok();
+        }
+        if let Some((newest, value)) = self.beside(now_ms).max_by(|(a, _), (b, _)| a.version.cmp(&b.version)) {
+            tracing::trace!(version = ?newest.version, "newest of the siblings");
+            return Some(value.clone());
+        }
+        self.standing(now_ms).cloned()
+    }
+
+    /// All values that stand side by side now, in the order of their dots.
+    pub fn siblings(&self, now_ms: u64) -> Vec<Bytes> {
+        let values: Vec<Bytes> = self.beside(now_ms).map(|(_, value)| value.clone()).collect();
+        if values.is_empty() { self.value(now_ms).into_iter().collect() } else { values }
+    }
+
+    /// Whether the key exists now.
+    pub fn exists(&self, now_ms: u64) -> bool {
+        self.standing(now_ms).is_some() || self.counted(now_ms).next().is_some() || self.beside(now_ms).next().is_some()
+    }
+
+    /// The register's value, if it is one that has not expired.
+    fn standing(&self, now_ms: u64) -> Option<&Bytes> {
+        match self.register.as_ref().filter(|register| !register.expired(now_ms)).map(|register| &register.content) {
+            Some(Content::Value(value)) => Some(value),
+            _ => None,
+        }
     }
 
     /// The newest entry, whatever its kind.
@@ -118,34 +185,124 @@ impl Record {
 
     /// All entries.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.register.iter().chain(&self.parts)
+        self.register.iter().chain(&self.parts).chain(&self.siblings)
     }
 
-    /// What `origin` would write to add `delta`, and the counter's value after that.
-    pub fn increment(&self, origin: &Origin, delta: i64) -> Result<(Content, i64), NotCounter> {
-        let own = self.counted().find(|(part, _)| part.version.dot.origin == *origin).map_or(0, |(_, total)| total);
-        let total = own.checked_add(delta).ok_or(NotCounter)?;
-        let sum = self.sum()?.checked_add(delta).ok_or(NotCounter)?;
-        Ok((Content::Part { base: self.base().cloned(), total }, sum))
+    /// Drops entries, and returns them.
+    pub(crate) fn drop_if(&mut self, gone: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let mut dropped: Vec<Entry> = self.register.take_if(|register| gone(register)).into_iter().collect();
+        dropped.extend(self.parts.extract_if(.., |part| gone(part)));
+        dropped.extend(self.siblings.extract_if(.., |sibling| gone(sibling)));
+        dropped
     }
 
-    fn counted(&self) -> impl Iterator<Item = (&Entry, i64)> {
-        self.parts.iter().filter_map(|part| match &part.content {
-            Content::Part { base, total } if base.as_ref() == self.base() => Some((part, *total)),
+    /// Drops what ended before a floor that every node has passed: parts and siblings each by itself, the register
+    /// once nothing stands on it. What is left depends only on the floor and on what was received.
+    pub fn collect(&mut self, floor_ms: u64) -> Vec<Entry> {
+        let ended = |entry: &Entry| entry.mortal_ms().is_some_and(|mortal| mortal < floor_ms);
+        let mut dropped: Vec<Entry> = self.parts.extract_if(.., |part| ended(part)).collect();
+        dropped.extend(self.siblings.extract_if(.., |sibling| ended(sibling)));
+        let held = self.parts.iter().chain(&self.siblings).any(|above| {
+            let base = above.content.base().and_then(Base::version);
+            base.is_some() && base == self.base()
+        });
+        if !held {
+            dropped.extend(self.register.take_if(|register| ended(register)));
+        }
+        dropped
+    }
+
+    /// Whether the register has expired: before a part or sibling is written, a tombstone must be.
+    pub fn needs_tombstone(&self, now_ms: u64) -> bool {
+        self.register.as_ref().is_some_and(|register| register.expired(now_ms))
+    }
+
+    /// The newest floor at which something here was written on top of nothing.
+    fn bare(&self) -> Option<Stamp> {
+        let floors = self.parts.iter().chain(&self.siblings).filter_map(|above| match above.content.base() {
+            Some(Base::None { floor }) => Some(*floor),
+            _ => None,
+        });
+        floors.max()
+    }
+
+    /// What a part or sibling is written on top of, by a writer who has collected up to `floor`.
+    fn standing_base(&self, floor: Stamp) -> Base {
+        match &self.register {
+            None if self.entries().next().is_none() => Base::None { floor },
+            None => Base::None { floor: self.bare().unwrap_or(floor) },
+            Some(Entry { version, prev, content: Content::Tombstone, .. }) => {
+                Base::Tombstone { version: version.clone(), prev: *prev }
+            }
+            Some(register) => Base::Value(register.version.clone()),
+        }
+    }
+
+    /// What `origin` would write to add `delta`, when that would expire if its share already does, and the
+    /// counter's value after it.
+    pub fn increment(
+        &self,
+        origin: &Origin,
+        delta: i64,
+        now_ms: u64,
+        floor: Stamp,
+    ) -> Result<(Content, Option<u64>, i64), NotCounter> {
+        let own = self.counted(now_ms).find(|(part, _)| part.version.dot.origin == *origin);
+        let expires_ms = own.and_then(|(part, _)| part.expires_ms);
+        let total = own.map_or(0, |(_, total)| total).checked_add(delta).ok_or(NotCounter)?;
+        let sum = self.sum(now_ms)?.checked_add(delta).ok_or(NotCounter)?;
+        Ok((Content::Part { base: self.standing_base(floor), total }, expires_ms, sum))
+    }
+
+    /// What a writer that sees this record would write as a sibling that supersedes those it sees.
+    pub fn sibling(&self, value: Bytes, floor: Stamp) -> Content {
+        let base = self.standing_base(floor);
+        let mut context = VersionVector::default();
+        for seen in self.siblings.iter().filter(|seen| seen.content.base().and_then(Base::version) == base.version()) {
+            context.lift(&seen.version.dot.origin, seen.version.dot.seq);
+            if let Content::Sibling { context: before, .. } = &seen.content {
+                for (origin, seq) in before.iter() {
+                    context.lift(origin, seq);
+                }
+            }
+        }
+        Content::Sibling { base, context, value }
+    }
+
+    /// Whether what is on top stands on the register that is here: on that one, or on nothing where its writer had
+    /// collected it.
+    fn stands(&self, above: &Entry, now_ms: u64) -> bool {
+        let stands = match above.content.base() {
+            Some(Base::None { floor }) => self.base().is_none_or(|register| register.stamp <= *floor),
+            base => base.and_then(Base::version) == self.base(),
+        };
+        stands && !above.expired(now_ms)
+    }
+
+    fn counted(&self, now_ms: u64) -> impl Iterator<Item = (&Entry, i64)> {
+        self.parts.iter().filter(move |part| self.stands(part, now_ms)).filter_map(|part| match &part.content {
+            Content::Part { total, .. } => Some((part, *total)),
+            _ => None,
+        })
+    }
+
+    fn beside(&self, now_ms: u64) -> impl Iterator<Item = (&Entry, &Bytes)> {
+        self.siblings.iter().filter(move |one| self.stands(one, now_ms)).filter_map(|one| match &one.content {
+            Content::Sibling { value, .. } => Some((one, value)),
             _ => None,
         })
     }
 
     /// Register plus parts. Parts may overflow together though none did alone: the sum then stays at the limit.
-    fn sum(&self) -> Result<i64, NotCounter> {
-        let start = match self.register.as_ref().map(|register| &register.content) {
-            Some(Content::Value(value)) => {
+    fn sum(&self, now_ms: u64) -> Result<i64, NotCounter> {
+        let start = match self.standing(now_ms) {
+            Some(value) => {
                 let bytes: [u8; COUNTER_BYTES] = value.as_ref().try_into().map_err(|_| NotCounter)?;
                 i64::from_le_bytes(bytes)
             }
-            _ => 0,
+            None => 0,
         };
-        let sum = self.counted().fold(i128::from(start), |sum, (_, total)| sum + i128::from(total));
+        let sum = self.counted(now_ms).fold(i128::from(start), |sum, (_, total)| sum + i128::from(total));
         Ok(i64::try_from(sum).unwrap_or(if sum < 0 { i64::MIN } else { i64::MAX }))
     }
 
@@ -171,7 +328,8 @@ impl Record {
             let entry = Entry::decode(&fields.take(length)?)?;
             bytes.advance(4 + length);
             // What was encoded merges back as it was; a duplicate or a wrong order means the bytes changed.
-            if record.merge(entry) != Merge::Kept(Vec::new()) {
+            let change = record.merge(entry);
+            if change.added.len() != 1 || !change.superseded.is_empty() {
                 return Err(EntryError::Field("order"));
             }
         }
@@ -179,134 +337,21 @@ impl Record {
     }
 }
 
-fn base_of(part: &Entry) -> Option<&Version> {
-    match &part.content {
-        Content::Part { base, .. } => base.as_ref(),
-        _ => None,
+/// Whether a register of this version makes what is on `base` void.
+fn is_after(register: &Version, base: &Base) -> bool {
+    match base {
+        Base::None { floor } => register.stamp > *floor,
+        Base::Value(version) | Base::Tombstone { version, .. } => register > version,
     }
+}
+
+/// Whether a register of this version takes the place of one of that.
+fn newer(version: &Version, than: Option<&Version>) -> bool {
+    if planted::is(Bug::TieBreak) {
+        return than.is_none_or(|than| version.stamp >= than.stamp && version.dot != than.dot);
+    }
+    Some(version) > than
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::entry::Key;
-    use crate::stamp::Stamp;
-    use proptest::prelude::*;
-
-    fn entry(node: &str, stamp: u64, content: Content) -> Entry {
-        let origin = Origin { node: node.parse().unwrap(), incarnation: 1 };
-        Entry {
-            key: Key { store: "app/default".parse().unwrap(), name: "k".into() },
-            version: Version { stamp: Stamp(stamp), dot: Dot { origin, seq: stamp } },
-            content,
-        }
-    }
-
-    fn value(text: &'static str) -> Content {
-        Content::Value(Bytes::from_static(text.as_bytes()))
-    }
-
-    fn add(record: &mut Record, node: &str, stamp: u64, delta: i64) -> i64 {
-        let origin = Origin { node: node.parse().unwrap(), incarnation: 1 };
-        let (content, sum) = record.increment(&origin, delta).unwrap();
-        assert!(matches!(record.merge(entry(node, stamp, content)), Merge::Kept(_)));
-        sum
-    }
-
-    /// What nodes do, in any order of arrival: three writers that each see a random part of what was written.
-    fn histories() -> impl Strategy<Value = Vec<Entry>> {
-        prop::collection::vec((0_usize..3, 0_u8..4, any::<u8>(), 0_usize..3), 1..24).prop_map(|steps| {
-            let names = ["a", "b", "c"];
-            let mut views = [Record::default(), Record::default(), Record::default()];
-            let mut written = Vec::new();
-            for (stamp, (who, what, byte, reader)) in (1_u64..).zip(steps) {
-                let origin = Origin { node: names[who].parse().unwrap(), incarnation: 1 };
-                let content = match what {
-                    0 => Content::Tombstone,
-                    1 => Content::Value(i64::from(byte).to_le_bytes().to_vec().into()),
-                    _ => views[who].increment(&origin, i64::from(byte)).unwrap().0,
-                };
-                let new = entry(names[who], stamp, content);
-                views[who].merge(new.clone());
-                views[reader].merge(new.clone());
-                written.push(new);
-            }
-            written
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn the_order_of_arrival_does_not_matter(
-            (history, shuffled) in histories().prop_flat_map(|h| (Just(h.clone()), Just(h).prop_shuffle())),
-        ) {
-            let (mut one, mut other) = (Record::default(), Record::default());
-            for entry in &history {
-                one.merge(entry.clone());
-            }
-            for entry in shuffled.iter().chain(&shuffled) {
-                other.merge(entry.clone());
-            }
-            prop_assert_eq!(one.encode(), other.encode());
-            prop_assert_eq!(Record::decode(one.encode().into()).unwrap(), one);
-        }
-
-        #[test]
-        fn garbage_is_an_error_or_a_record_but_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
-            let _either = Record::decode(bytes.into());
-        }
-    }
-
-    #[test]
-    fn a_tombstone_is_not_undone_by_an_older_value() {
-        let mut record = Record::default();
-        record.merge(entry("a", 2, Content::Tombstone));
-        assert_eq!(record.merge(entry("b", 1, value("old"))), Merge::Superseded);
-        assert_eq!(record.value(), None);
-        assert!(!record.exists());
-    }
-
-    #[test]
-    fn equal_stamps_are_decided_by_the_node() {
-        let mut record = Record::default();
-        record.merge(entry("b", 1, value("b")));
-        assert_eq!(record.merge(entry("a", 1, value("a"))), Merge::Superseded);
-        assert_eq!(record.value(), Some(Bytes::from_static(b"b")));
-    }
-
-    #[test]
-    fn concurrent_increments_both_count() {
-        let (mut one, mut other) = (Record::default(), Record::default());
-        assert_eq!(add(&mut one, "a", 1, 5), 5);
-        assert_eq!(add(&mut other, "b", 1, 7), 7);
-        for entry in other.clone().entries() {
-            one.merge(entry.clone());
-        }
-        assert_eq!(one.value(), Some(Bytes::copy_from_slice(&12_i64.to_le_bytes())));
-        assert_eq!(add(&mut one, "a", 2, -2), 10);
-    }
-
-    #[test]
-    fn a_set_begins_anew_and_supersedes_parts_that_had_not_seen_it() {
-        let mut record = Record::default();
-        add(&mut record, "a", 1, 5);
-        let unaware = record.clone();
-        record.merge(entry("b", 2, Content::Value(100_i64.to_le_bytes().to_vec().into())));
-        assert_eq!(record.entries().count(), 1);
-        let origin = Origin { node: "a".parse().unwrap(), incarnation: 1 };
-        let (late, _) = unaware.increment(&origin, 1).unwrap();
-        assert_eq!(record.merge(entry("a", 3, late)), Merge::Superseded);
-        assert_eq!(add(&mut record, "a", 4, 1), 101);
-    }
-
-    #[test]
-    fn text_is_not_a_counter_and_a_full_counter_stays() {
-        let mut record = Record::default();
-        let origin = Origin { node: "a".parse().unwrap(), incarnation: 1 };
-        record.merge(entry("a", 1, value("five")));
-        assert_eq!(record.increment(&origin, 1), Err(NotCounter));
-        record.merge(entry("a", 2, Content::Value(i64::MAX.to_le_bytes().to_vec().into())));
-        assert_eq!(record.increment(&origin, 1), Err(NotCounter));
-        assert!(record.increment(&origin, -1).is_ok());
-    }
-}
+mod tests;

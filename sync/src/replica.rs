@@ -8,24 +8,34 @@
 //! The promise (sync.md invariant K4): of every origin, all writes up to `vector[origin]` were applied here, or
 //! what superseded them was.
 
+mod bootstrap;
 mod catch_up;
+mod collect;
+mod event;
+mod merge;
 mod peer;
+mod prove;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use selvage_config::NodeName;
 
+use self::bootstrap::Bootstrap;
+use self::merge::Draft;
 use crate::engine::{Batch, Engine, EngineError};
-use crate::entry::{Content, Dot, Entry, Key, Origin, Version};
+use crate::entry::{CONTEXT_MAX, Content, Dot, Entry, Key, Origin, Version};
+use crate::frontier::Frontier;
 use crate::layout;
-use crate::read::{self, ReadError};
-use crate::record::{Merge, NotCounter, Record};
+use crate::offset::{OFFSET_MS_MAX, Offsets, Ping};
+use crate::planted::{self, Bug};
+use crate::session::Token;
+use crate::sketch::Sketches;
 use crate::stamp::{Clock, Stamp};
 use crate::vector::VersionVector;
-use crate::wire::{self, Message};
+use crate::wire::{self, Message, Reach, Reason};
 
+pub use event::{Action, Counts, Event, Notice, Write, WriteError, Written};
 pub(crate) use peer::Limits;
 use peer::Peer;
 pub use peer::{Health, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_FRAMES_MAX};
@@ -36,195 +46,96 @@ pub const TICK_MS: u64 = 250;
 /// Ticks between two looks at the vector. A peer that lacks what was here two looks ago did not get it by a push.
 const SETTLE_TICKS: u64 = 4;
 
+/// Ticks in which a node waits for the first peer that greets it, before it takes itself for the only one that runs.
+const GREET_TICKS_MAX: u64 = 20;
+
+/// Ticks after which a node that was never level takes traffic all the same: a minute.
+const CATCH_UP_TICKS_MAX: u64 = 240;
+
+/// Writes of one origin that are remembered beyond a gap, at most. What is beyond comes again by a catch-up.
+const BEYOND_MAX: usize = 4096;
+
 /// Rows of the version vector read at once at the start.
 const VECTOR_ROWS: usize = 1024;
-
-/// A local write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Write {
-    /// The key has this value from now on.
-    Set(Bytes),
-    /// The key does not exist from now on.
-    Delete,
-    /// The counter is changed by this.
-    Increment(i64),
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// This node writes.
-    Write {
-        /// Comes back in [`Action::Done`].
-        ticket: u64,
-        /// Where.
-        key: Key,
-        /// What.
-        write: Write,
-    },
-    /// A link to a peer stands. It replaces an older one.
-    Connected {
-        /// Who.
-        peer: NodeName,
-        /// Which link; never used twice.
-        session: u64,
-    },
-    /// A link ended.
-    Disconnected {
-        /// Who.
-        peer: NodeName,
-        /// Which link.
-        session: u64,
-    },
-    /// A frame came in.
-    Received {
-        /// From whom.
-        peer: NodeName,
-        /// On which link.
-        session: u64,
-        /// What it says.
-        message: Message,
-    },
-    /// Frames left the queue of a link.
-    Sent {
-        /// To whom.
-        peer: NodeName,
-        /// On which link.
-        session: u64,
-        /// How many.
-        frames: usize,
-        /// How long they were together.
-        bytes: usize,
-    },
-    /// [`TICK_MS`] passed.
-    Tick,
-}
-
-/// What shall be done, in this order.
-#[derive(Debug)]
-pub enum Action {
-    /// Apply this before the next event.
-    Commit(Batch),
-    /// The write is done, once what was committed is durable. An increment tells the counter's value.
-    Done {
-        /// Of which write.
-        ticket: u64,
-        /// How it went.
-        result: Result<Option<i64>, WriteError>,
-    },
-    /// Send this once what was committed is durable.
-    Send {
-        /// To whom.
-        peer: NodeName,
-        /// On which link.
-        session: u64,
-        /// The whole frame.
-        frame: Bytes,
-    },
-    /// End this link.
-    Close {
-        /// To whom.
-        peer: NodeName,
-        /// Which.
-        session: u64,
-        /// Why, for the log.
-        why: &'static str,
-    },
-    /// Tell somebody.
-    Notify(Notice),
-}
-
-/// Why a local write was not made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WriteError {
-    /// It can't be counted with.
-    #[error(transparent)]
-    NotCounter(#[from] NotCounter),
-    /// What is there can't be read, so nothing can be added to it.
-    #[error("the record is corrupt")]
-    Corrupt,
-}
-
-/// What an operator may want to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Notice {
-    /// A record failed its checksum.
-    Corrupt {
-        /// Where.
-        key: Key,
-    },
-    /// Entries with stamps from the future were refused. They come again.
-    Refused {
-        /// Who sent them.
-        peer: NodeName,
-        /// How many.
-        entries: usize,
-    },
-    /// A peer has more of our writes than we: our directory is an old copy. We go on as a new incarnation.
-    Rewound {
-        /// Who told us.
-        peer: NodeName,
-        /// Who we are now.
-        incarnation: u64,
-    },
-}
 
 /// The replicated state of one node.
 pub struct Replica {
     engine: Arc<dyn Engine>,
     origin: Origin,
     clock: Clock,
+    offsets: Offsets,
+    frontier: Frontier,
     vector: VersionVector,
+    /// Of every origin, writes that were applied beyond a gap.
+    beyond: BTreeMap<Origin, BTreeSet<u64>>,
+    /// Entries from the future, by when they are due.
+    future: BTreeMap<(Stamp, Dot), Entry>,
     /// All origins that have rows, also those whose first write is still missing.
     origins: BTreeSet<Origin>,
+    sketches: Sketches,
+    /// The last row of the index that the sketches know; none once they know all.
+    sketched: Option<Vec<u8>>,
+    bootstrap: Option<Bootstrap>,
     /// The vector at the last look, and at the one before.
     recent: VersionVector,
     settled: VersionVector,
     ticks: u64,
+    was_level: bool,
+    /// Local writes that are not pushed yet.
+    outbox: Vec<Entry>,
     peers: BTreeMap<NodeName, Peer>,
     limits: Limits,
-}
-
-/// Changes of one event, before they are committed.
-#[derive(Default)]
-struct Draft {
-    records: BTreeMap<Key, Record>,
-    batch: Batch,
-    /// Dots that are in a record now.
-    kept: Vec<Dot>,
-    notices: Vec<Notice>,
+    counts: Counts,
 }
 
 impl Replica {
-    /// The replica of `node` as the engine has it. In an empty engine it begins a new incarnation, which `salt`
-    /// tells apart from one begun in the same millisecond.
-    pub fn open(engine: Arc<dyn Engine>, node: NodeName, now_ms: u64, salt: u16) -> Result<Self, EngineError> {
+    /// The replica of `node` as the engine has it. In an empty engine, or in one that was begun at another `place`
+    /// (it is a copy then), or that can't tell how far it has written, it begins a new incarnation, which `salt` tells
+    /// apart from one begun in the same millisecond.
+    pub fn open(
+        engine: Arc<dyn Engine>,
+        node: NodeName,
+        place: &[u8],
+        now_ms: u64,
+        salt: u16,
+    ) -> Result<Self, EngineError> {
         let vector = stored_vector(engine.as_ref())?;
-        let incarnation = match stored_incarnation(engine.as_ref(), &node)? {
+        let stored = stored_incarnation(engine.as_ref(), &node, place)?;
+        let found = fact(engine.as_ref(), layout::LAYOUT)?;
+        let is_new = stored == Stored::After(0) && engine.scan(layout::RECORDS, layout::RECORDS, 1)?.is_empty();
+        if !is_new && found != Some(layout::VERSION) {
+            return Err(EngineError::new("open", LayoutError { found: found.unwrap_or(1) }));
+        }
+        let incarnation = match stored {
             Stored::GoOn(incarnation) => incarnation,
             Stored::After(last) => {
                 let incarnation = (Stamp::at_ms(now_ms).0 | u64::from(salt)).max(last.saturating_add(1));
-                let mut batch = Batch::default();
-                batch.put(layout::INCARNATION.to_vec(), incarnation.to_be_bytes().to_vec());
-                let origin = Origin { node: node.clone(), incarnation };
-                batch.put(layout::vector(&origin), 0_u64.to_be_bytes().to_vec());
-                engine.apply(batch)?;
-                engine.flush()?;
-                incarnation
+                begin(engine.as_ref(), &node, place, incarnation)?
             }
         };
-        let high_water = fact(engine.as_ref(), layout::CLOCK)?.unwrap_or(0);
+        let stamp = |row| Ok::<_, EngineError>(Stamp(fact(engine.as_ref(), row)?.unwrap_or(0)));
+        let empty = engine.scan(layout::INDEX, layout::INDEX, 1)?.is_empty();
         Ok(Self {
-            engine,
             origin: Origin { node, incarnation },
-            clock: Clock::resume(Stamp(high_water)),
+            clock: Clock::resume(stamp(layout::CLOCK)?),
+            offsets: Offsets::default(),
+            frontier: Frontier::resume(stamp(layout::CUT)?, stamp(layout::FLOOR)?),
             origins: vector.iter().map(|(origin, _)| origin.clone()).collect(),
+            beyond: BTreeMap::new(),
+            future: BTreeMap::new(),
+            sketches: Sketches::default(),
+            sketched: (!empty).then(Vec::new),
+            bootstrap: Bootstrap::resume(engine.as_ref())?,
             recent: vector.clone(),
             settled: vector.clone(),
             vector,
             ticks: 0,
+            was_level: false,
+            outbox: Vec::new(),
             peers: BTreeMap::new(),
             limits: Limits::default(),
+            counts: Counts::default(),
+            engine,
         })
     }
 
@@ -235,8 +146,8 @@ impl Replica {
             Event::Write { ticket, key, write } => self.write(now_ms, ticket, key, write),
             Event::Connected { peer, session } => Ok(self.connected(now_ms, peer, session)),
             Event::Disconnected { peer, session } => {
-                if self.peers.get(&peer).is_some_and(|known| known.session == session) {
-                    self.peers.remove(&peer);
+                if self.session(&peer, session).is_some() {
+                    self.gone(&peer);
                 }
                 Ok(Vec::new())
             }
@@ -255,8 +166,38 @@ impl Replica {
                 }
                 Ok(actions)
             }
-            Event::Tick => self.tick(),
+            Event::Roster(members) => {
+                self.frontier.set_members(members);
+                Ok(Vec::new())
+            }
+            Event::Heal(key) => Ok(self.heal(key)),
+            Event::Tick => self.tick(now_ms),
         }
+    }
+
+    /// Sends the local writes since the last time to every peer that has all before them. The others get them by
+    /// their catch-up. The caller does this when it has handled all events that wait, so that these share a frame.
+    pub fn push(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let entries = std::mem::take(&mut self.outbox);
+        if entries.is_empty() || !self.peers.values().any(Peer::is_live) {
+            return actions;
+        }
+        let message = Message::Batch { reason: Reason::Push, cut: self.frontier.cut(), entries, complete: None };
+        let frame = wire::encode(&message);
+        for (name, peer) in &mut self.peers {
+            if !peer.is_live() {
+                continue;
+            }
+            if frame.len() <= wire::FRAME_BYTES_MAX && peer.queued.has_room(&self.limits, frame.len()) {
+                actions.push(peer.send(name, frame.clone()));
+            } else {
+                // Bounded memory: the queue is not fed any more, and the peer catches up when it has drained. What
+                // was overwritten meanwhile it never gets.
+                peer.catch_up();
+            }
+        }
+        actions
     }
 
     /// The same replica with small limits, which a few writes reach.
@@ -264,6 +205,27 @@ impl Replica {
     pub(crate) fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// The sketches, once they know all rows.
+    #[cfg(test)]
+    pub(crate) fn sketches(&self) -> Option<&Sketches> {
+        self.sketched.is_none().then_some(&self.sketches)
+    }
+
+    /// How far it and its links have come, for a failure's report.
+    #[cfg(test)]
+    pub(crate) fn describe(&self) -> String {
+        let links = self.peers.iter().map(|(name, peer)| format!(" {name}: {:?} {:?}", peer.reach, peer.stream));
+        format!(
+            "{:?}, bootstrap {:?}, {:?}, beyond {:?}, future {:?},{}",
+            self.reach(),
+            self.bootstrap,
+            self.vector,
+            self.beyond,
+            self.future,
+            links.collect::<String>()
+        )
     }
 
     /// Who this node is among origins.
@@ -276,6 +238,38 @@ impl Replica {
         &self.vector
     }
 
+    /// Whether this node has all that a session saw.
+    pub fn has(&self, token: &Token) -> bool {
+        token.is_in(&self.vector) || planted::is(Bug::Token)
+    }
+
+    /// What was counted since the start.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// How far this node has come with what is collected.
+    pub fn reach(&self) -> Reach {
+        Reach { cut: self.frontier.cut(), floor: self.frontier.floor() }
+    }
+
+    /// How far the fleet's time is ahead of this clock, milliseconds.
+    pub fn ahead_ms(&self) -> i64 {
+        self.offsets.fleet()
+    }
+
+    /// Whether all that the connected peers had a second ago is here, and no snapshot is being taken.
+    pub fn is_level(&self) -> bool {
+        let lacks = |peer: &Peer| peer.settled.iter().any(|(origin, seq)| seq > self.vector.get(origin));
+        self.bootstrap.is_none() && !self.peers.values().any(lacks)
+    }
+
+    /// Whether this node was level once since its start, and takes no snapshot now. What a peer has and can't read
+    /// must not keep all others waiting for ever, so it is enough to have tried for a while.
+    pub fn is_caught_up(&self) -> bool {
+        self.bootstrap.is_none() && (self.was_level || self.ticks > CATCH_UP_TICKS_MAX)
+    }
+
     /// How the links stand, by peer.
     pub fn health(&self) -> Vec<Health> {
         let written = self.vector.get(&self.origin);
@@ -286,6 +280,7 @@ impl Replica {
                 queued_bytes: peer.queued.bytes,
                 lag: written.saturating_sub(peer.vector.get(&self.origin)),
                 heard_ms: peer.heard_ms,
+                ahead_ms: self.offsets.of(node),
             })
             .collect()
     }
@@ -294,146 +289,144 @@ impl Replica {
         self.peers.get_mut(peer).filter(|known| known.session == session)
     }
 
+    fn gone(&mut self, name: &NodeName) -> Option<Peer> {
+        self.offsets.forget(name);
+        if let Some(bootstrap) = &mut self.bootstrap {
+            bootstrap.left(name);
+        }
+        self.peers.remove(name)
+    }
+
     fn write(&mut self, now_ms: u64, ticket: u64, key: Key, write: Write) -> Result<Vec<Action>, EngineError> {
-        let (content, counted) = match write {
-            Write::Set(value) => (Content::Value(value), None),
-            Write::Delete => (Content::Tombstone, None),
-            Write::Increment(delta) => match self.increment(&key, delta)? {
-                Ok((content, value)) => (content, Some(value)),
-                Err(error) => return Ok(vec![Action::Done { ticket, result: Err(error) }]),
-            },
-        };
-        let stamp = self.clock.tick(now_ms);
-        let seq = self.vector.get(&self.origin) + 1;
-        let version = Version { stamp, dot: Dot { origin: self.origin.clone(), seq } };
-        let entry = Entry { key, version, content };
+        let ahead_ms = self.offsets.fleet();
+        let fleet_ms = self.offsets.correct(now_ms);
+        let unsafe_clock = ahead_ms.unsigned_abs() > OFFSET_MS_MAX || self.clock.is_ahead(fleet_ms);
+        if unsafe_clock && !planted::is(Bug::WallClock) {
+            return Ok(vec![Action::Done { ticket, result: Err(WriteError::ClockUnsafe { ahead_ms }) }]);
+        }
         let mut draft = Draft::default();
-        self.merge(&mut draft, entry.clone())?;
-        self.vector.lift(&self.origin, seq);
+        let corrupt = !self.load(&mut draft, &key)?;
+        let mut clock = self.clock.clone();
+        let mut seq = self.vector.get(&self.origin);
+        let mut next = || {
+            seq += 1;
+            Version { stamp: clock.tick(now_ms), dot: Dot { origin: self.origin.clone(), seq } }
+        };
+        let record = &draft.records[&key];
+        let on_top = matches!(write, Write::Increment { .. } | Write::Beside { .. });
+        if corrupt && on_top {
+            return Ok(vec![Action::Done { ticket, result: Err(WriteError::Corrupt) }]);
+        }
+        let prev = record.base().map_or(0, |base| base.dot.mark());
+        let mut entries = Vec::new();
+        let mut record = record.clone();
+        if on_top && record.needs_tombstone(now_ms) {
+            let tombstone =
+                Entry { key: key.clone(), version: next(), prev, expires_ms: None, content: Content::Tombstone };
+            record.merge(tombstone.clone());
+            entries.push(tombstone);
+        }
+        let (mut counted, floor) = (None, self.frontier.floor());
+        let (content, expires_ms, prev) = match write {
+            Write::Set { value, expires_ms } => (Content::Value(value), expires_ms, prev),
+            Write::Delete => (Content::Tombstone, None, prev),
+            Write::Increment { delta, expires_ms } => match record.increment(&self.origin, delta, now_ms, floor) {
+                Ok((content, own, sum)) => {
+                    counted = Some(sum);
+                    (content, own.or(expires_ms), 0)
+                }
+                Err(error) => return Ok(vec![Action::Done { ticket, result: Err(error.into()) }]),
+            },
+            Write::Beside { value, expires_ms } => (record.sibling(value, floor), expires_ms, 0),
+        };
+        if matches!(&content, Content::Sibling { context, .. } if context.len() > CONTEXT_MAX) {
+            return Ok(vec![Action::Done { ticket, result: Err(WriteError::Crowded) }]);
+        }
+        let version = next();
+        let dot = version.dot.clone();
+        entries.push(Entry { key, version, prev, expires_ms, content });
+        for entry in entries.clone() {
+            self.merge(&mut draft, entry)?;
+        }
+        self.clock = clock;
+        self.vector.lift(&self.origin, dot.seq);
+        self.outbox.extend(entries);
         let mut actions = self.finish(draft, [self.origin.clone()]);
-        actions.push(Action::Done { ticket, result: Ok(counted) });
-        self.push(entry, &mut actions);
+        actions.push(Action::Done { ticket, result: Ok(Written { dot, counted }) });
         Ok(actions)
     }
 
-    fn increment(&self, key: &Key, delta: i64) -> Result<Result<(Content, i64), WriteError>, EngineError> {
-        match read::record(self.engine.as_ref(), key) {
-            Ok(record) => Ok(record.increment(&self.origin, delta).map_err(WriteError::from)),
-            Err(ReadError::Corrupt(_)) => Ok(Err(WriteError::Corrupt)),
-            Err(ReadError::Engine(error)) => Err(error),
-        }
-    }
-
-    /// Merges an entry into the draft. A corrupt record counts as empty: what replaces it heals it.
-    fn merge(&self, draft: &mut Draft, entry: Entry) -> Result<(), EngineError> {
-        if !draft.records.contains_key(&entry.key) {
-            let record = match read::record(self.engine.as_ref(), &entry.key) {
-                Ok(record) => record,
-                Err(ReadError::Corrupt(_)) => {
-                    draft.notices.push(Notice::Corrupt { key: entry.key.clone() });
-                    Record::default()
-                }
-                Err(ReadError::Engine(error)) => return Err(error),
-            };
-            draft.records.insert(entry.key.clone(), record);
-        }
-        let record = draft.records.get_mut(&entry.key).expect("inserted above");
-        let dot = entry.version.dot.clone();
-        let row = layout::record(&entry.key);
-        if let Merge::Kept(superseded) = record.merge(entry) {
-            for old in superseded {
-                draft.batch.remove(layout::index(&old));
-            }
-            draft.batch.put(layout::index(&dot), row);
-            draft.kept.push(dot);
-        }
-        Ok(())
-    }
-
-    /// Makes the draft a commit, with the rows of the vector of `lifted` origins.
-    fn finish(&mut self, draft: Draft, lifted: impl IntoIterator<Item = Origin>) -> Vec<Action> {
-        let Draft { records, mut batch, kept, notices } = draft;
-        let mut origins: BTreeSet<Origin> = lifted.into_iter().collect();
-        for dot in &kept {
-            // An origin's first row makes it known, though nothing of it may be complete yet.
-            if self.origins.insert(dot.origin.clone()) {
-                origins.insert(dot.origin.clone());
-            }
-        }
-        for (key, record) in records {
-            if record != Record::default() {
-                batch.put(layout::record(&key), record.encode());
-            }
-        }
-        for origin in origins {
-            batch.put(layout::vector(&origin), self.vector.get(&origin).to_be_bytes().to_vec());
-            self.origins.insert(origin);
-        }
-        if let Some(high_water) = self.clock.high_water() {
-            batch.put(layout::CLOCK.to_vec(), high_water.0.to_be_bytes().to_vec());
-        }
-        for peer in self.peers.values_mut() {
-            peer.revisit(&kept);
-        }
-        let mut actions: Vec<Action> = notices.into_iter().map(Action::Notify).collect();
-        if !batch.is_empty() {
-            actions.push(Action::Commit(batch));
-        }
-        actions
-    }
-
-    /// Sends a local write to every peer that has all before it. The others get it by their catch-up.
-    fn push(&mut self, entry: Entry, actions: &mut Vec<Action>) {
-        if !self.peers.values().any(Peer::is_live) {
-            return;
-        }
-        let frame = wire::encode(&Message::Batch { entries: vec![entry], complete: None });
-        for (name, peer) in &mut self.peers {
-            if !peer.is_live() {
-                continue;
-            }
-            if peer.queued.has_room(&self.limits, frame.len()) {
-                actions.push(peer.send(name, frame.clone()));
-            } else {
-                // Bounded memory: the queue is not fed any more, and the peer catches up when it has drained.
-                peer.catch_up();
-            }
-        }
-    }
-
     fn connected(&mut self, now_ms: u64, name: NodeName, session: u64) -> Vec<Action> {
+        self.gone(&name);
         let mut peer = Peer::new(session, now_ms);
-        let hello =
-            Message::Hello { versions: wire::VERSIONS, node: self.origin.node.clone(), vector: self.vector.clone() };
+        let hello = Message::Hello {
+            versions: wire::VERSIONS,
+            node: self.origin.node.clone(),
+            vector: self.vector.clone(),
+            reach: self.reach(),
+        };
+        peer.announced = self.vector.clone();
         let action = peer.send(&name, wire::encode(&hello));
         self.peers.insert(name, peer);
         vec![action]
     }
 
-    fn tick(&mut self) -> Result<Vec<Action>, EngineError> {
+    fn tick(&mut self, now_ms: u64) -> Result<Vec<Action>, EngineError> {
         self.ticks += 1;
         let look = self.ticks.is_multiple_of(SETTLE_TICKS);
         if look {
             self.settled = std::mem::replace(&mut self.recent, self.vector.clone());
+            for peer in self.peers.values_mut() {
+                peer.settled = std::mem::replace(&mut peer.recent, peer.vector.clone());
+            }
         }
+        let greeted = self.peers.values().any(Peer::greeted);
+        let waits = self.frontier.has_others(&self.origin.node) && !greeted && self.ticks < GREET_TICKS_MAX;
+        self.was_level |= !waits && self.is_level();
+        // What reads the engine comes before what changes it, since the engine has that only after this event. For the
+        // same reason one tick makes one change.
         let mut actions = Vec::new();
+        self.sketch_more()?;
         let names: Vec<NodeName> = self.peers.keys().cloned().collect();
-        for name in names {
-            self.announce(&name, look, &mut actions);
-            self.pump(&name, &mut actions)?;
+        actions.extend(self.wait_for_source());
+        for name in &names {
+            self.consider_bootstrap(name, &mut actions);
+            self.prove(name, &mut actions);
+            self.release(name);
+            self.refill(name);
+            self.pump(name, &mut actions)?;
+        }
+        let due = self.due(now_ms)?;
+        actions.extend(if due.is_empty() { self.collect(now_ms)? } else { due });
+        let promised = self.ticks.is_multiple_of(self.limits.promise_ticks);
+        if promised {
+            self.promise(now_ms, &mut actions);
+        }
+        let all_rows = self.ticks.is_multiple_of(self.limits.rows_ticks);
+        for name in &names {
+            self.announce(now_ms, name, look || promised, all_rows, &mut actions);
         }
         Ok(actions)
     }
 
-    /// Tells a peer what we have, if that changed or `always`.
-    fn announce(&mut self, name: &NodeName, always: bool, actions: &mut Vec<Action>) {
+    /// Tells a peer what we have, if that changed or `always`, and what we know of promises.
+    fn announce(&mut self, now_ms: u64, name: &NodeName, always: bool, all_rows: bool, actions: &mut Vec<Action>) {
+        let own = self.own_row();
+        let reach = self.reach();
         let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.greeted()) else { return };
-        if !always && peer.announced.as_ref() == Some(&self.vector) {
+        let changed = self.vector.since(&peer.announced);
+        if !always && changed.is_empty() {
             return;
         }
-        let frame = wire::encode(&Message::Announce { vector: self.vector.clone() });
+        let (echo_ms, held_ms) = peer.ping.map_or((0, 0), |(theirs, ours)| (theirs, now_ms.saturating_sub(ours)));
+        let mut rows: Vec<_> = own.into_iter().collect();
+        if all_rows {
+            rows.extend(self.frontier.rows().filter(|row| row.origin.node != self.origin.node).cloned());
+        }
+        let ping = Ping { sent_ms: now_ms, echo_ms, held_ms };
+        let frame = wire::encode(&Message::Announce { changed, reach, ping, rows });
         if peer.queued.has_room(&self.limits, frame.len()) {
-            peer.announced = Some(self.vector.clone());
+            peer.announced = self.vector.clone();
             actions.push(peer.send(name, frame));
         }
     }
@@ -449,6 +442,7 @@ fn fact(engine: &dyn Engine, row: &[u8]) -> Result<Option<u64>, EngineError> {
 }
 
 /// What the engine says of the incarnation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stored {
     /// To go on as this one.
     GoOn(u64),
@@ -457,13 +451,48 @@ enum Stored {
     After(u64),
 }
 
-fn stored_incarnation(engine: &dyn Engine, node: &NodeName) -> Result<Stored, EngineError> {
+fn stored_incarnation(engine: &dyn Engine, node: &NodeName, place: &[u8]) -> Result<Stored, EngineError> {
     let Some(incarnation) = fact(engine, layout::INCARNATION)? else { return Ok(Stored::After(0)) };
+    if planted::is(Bug::Incarnation) {
+        return Ok(Stored::GoOn(incarnation));
+    }
+    let same = match engine.get(layout::PLACE) {
+        Ok(known) => known.is_some_and(|known| known == place),
+        Err(error) if error.is_corrupt() => false,
+        Err(error) => return Err(error),
+    };
+    if !same {
+        return Ok(Stored::After(incarnation));
+    }
     let origin = Origin { node: node.clone(), incarnation };
     let Some(written) = fact(engine, &layout::vector(&origin))? else { return Ok(Stored::After(incarnation)) };
     let beyond = layout::index(&Dot { origin: origin.clone(), seq: written.saturating_add(1) });
     let known = engine.scan(&layout::indices(&origin), &beyond, 1)?.is_empty();
     Ok(if known { Stored::GoOn(incarnation) } else { Stored::After(incarnation) })
+}
+
+/// Rows of a layout that this program does not read.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error(
+    "the rows are of layout {found}, this program reads {}: move the directory away, and the node fills a new one from \
+     its peers",
+    layout::VERSION
+)]
+struct LayoutError {
+    found: u64,
+}
+
+/// Begins an incarnation, on disk before it is used.
+fn begin(engine: &dyn Engine, node: &NodeName, place: &[u8], incarnation: u64) -> Result<u64, EngineError> {
+    let mut batch = Batch::default();
+    batch.put(layout::LAYOUT.to_vec(), layout::VERSION.to_be_bytes().to_vec());
+    batch.put(layout::INCARNATION.to_vec(), incarnation.to_be_bytes().to_vec());
+    batch.put(layout::PLACE.to_vec(), place.to_vec());
+    let origin = Origin { node: node.clone(), incarnation };
+    batch.put(layout::vector(&origin), 0_u64.to_be_bytes().to_vec());
+    engine.apply(batch)?;
+    engine.flush()?;
+    Ok(incarnation)
 }
 
 fn stored_vector(engine: &dyn Engine) -> Result<VersionVector, EngineError> {

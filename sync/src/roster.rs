@@ -23,6 +23,8 @@ pub struct PeerAddr {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Roster {
     pub(crate) peers: BTreeMap<NodeName, PeerAddr>,
+    /// Whether it was ever told.
+    pub(crate) known: bool,
     pub(crate) isolated: bool,
     pub(crate) closing: bool,
 }
@@ -38,6 +40,7 @@ impl Roster {
             }
         }
         self.peers = peers;
+        self.known = true;
     }
 
     /// Whether there may be a link to `node`.

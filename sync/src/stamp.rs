@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::planted::{self, Bug};
+
 /// Bits of the counter below the milliseconds.
 const COUNTER_BITS: u32 = 16;
 
@@ -60,15 +62,36 @@ impl Clock {
         Self { last: high_water, high_water }
     }
 
+    /// Whether its stamps would be from the future for everybody else: the wall clock went back, or this node was
+    /// ahead before it started again. Nothing is written until time has come up.
+    pub fn is_ahead(&self, now_ms: u64) -> bool {
+        self.last.ms() > now_ms.saturating_add(FUTURE_MS_MAX)
+    }
+
+    /// Whether a received stamp is near enough to now.
+    pub fn is_due(&self, now_ms: u64, stamp: Stamp) -> bool {
+        stamp.ms() <= now_ms.saturating_add(FUTURE_MS_MAX)
+    }
+
+    /// A stamp at or before which this will never issue one again.
+    pub fn promise(&mut self, now_ms: u64) -> Stamp {
+        self.last = self.last.max(Stamp::at_ms(now_ms));
+        self.last
+    }
+
     /// The stamp of a local write.
     pub fn tick(&mut self, now_ms: u64) -> Stamp {
+        if planted::is(Bug::WallClock) {
+            self.last = Stamp::at_ms(now_ms);
+            return self.last;
+        }
         self.last = Stamp(self.last.0.saturating_add(1)).max(Stamp::at_ms(now_ms));
         self.last
     }
 
     /// Takes a received stamp into account, or refuses it and stays as it was.
     pub fn observe(&mut self, now_ms: u64, stamp: Stamp) -> Result<(), FutureStamp> {
-        if stamp.ms() > now_ms.saturating_add(FUTURE_MS_MAX) {
+        if !self.is_due(now_ms, stamp) {
             return Err(FutureStamp { stamp, now_ms });
         }
         self.last = self.last.max(stamp);

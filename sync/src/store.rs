@@ -1,12 +1,15 @@
 //! The KV as a node uses it.
 
 mod chunks;
+mod sweep;
 mod watch;
+mod write;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
@@ -14,15 +17,18 @@ use selvage_config::node::Kv as KeptBy;
 use selvage_config::{NodeName, Region, StoreName};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::commit::{self, INPUTS_MAX, Input, SharedHealth};
+use crate::commit::{self, INPUTS_MAX, Input, SharedState, now_ms};
 use crate::engine::{Engine, EngineError, Settings, Stats, Usage, Vault};
 use crate::entry::{KEY_BYTES_MAX, Key};
 use crate::layout;
 use crate::link::{Link, LinkError};
+use crate::offset::OFFSET_MS_MAX;
+use crate::place;
 use crate::read::{self, ReadError};
 use crate::record::Record;
-use crate::replica::{Replica, Write};
+use crate::replica::{Counts, Replica, TICK_MS};
 use crate::roster::PeerAddr;
+use crate::session::Token;
 
 use chunks::Manifest;
 pub use chunks::{HIDDEN, LARGE_BYTES_MAX};
@@ -139,6 +145,18 @@ pub enum KvError {
         /// The key.
         key: String,
     },
+    /// This node's clock is too far from the others': it takes no writes until that is mended.
+    #[error("this node's clock is unsafe: {ahead_ms} ms behind the fleet's")]
+    ClockUnsafe {
+        /// How far the fleet's time is ahead.
+        ahead_ms: i64,
+    },
+    /// Too many nodes wrote siblings of a key.
+    #[error("too many nodes wrote beside each other in {key:?}")]
+    Crowded {
+        /// The key.
+        key: String,
+    },
     /// The KV was closed.
     #[error("the kv is closed")]
     Closed,
@@ -162,6 +180,30 @@ pub struct PeerStatus {
     pub lag: Option<u64>,
     /// When it last said something on this link, milliseconds since the Unix epoch.
     pub heard_ms: Option<u64>,
+    /// How far its clock is ahead of this node's, milliseconds, if that is known.
+    pub ahead_ms: Option<i64>,
+}
+
+/// How it stands with this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Whether all that any connected peer had a second ago is here.
+    pub caught_up: bool,
+    /// How far the fleet's time is ahead of this node's clock, milliseconds.
+    pub ahead_ms: i64,
+    /// Every delete up to this was processed here, milliseconds since the Unix epoch.
+    pub cut_ms: u64,
+    /// What ended before this was collected here, milliseconds since the Unix epoch.
+    pub floor_ms: u64,
+    /// What was counted since the start.
+    pub counts: Counts,
+}
+
+impl Progress {
+    /// Whether this node shall take traffic: it has what the others have, and the right time.
+    pub fn is_ready(&self) -> bool {
+        self.caught_up && self.ahead_ms.unsigned_abs() <= OFFSET_MS_MAX
+    }
 }
 
 /// A key with facts on its newest entry.
@@ -189,8 +231,9 @@ struct Shared {
     kept: KeptBy,
     inputs: mpsc::Sender<Input>,
     room: Arc<Semaphore>,
-    health: SharedHealth,
+    state: SharedState,
     link: Option<Link>,
+    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     committer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -200,35 +243,45 @@ impl Kv {
         let Options { node, region, directory, listen, tls, kept } = options;
         tracing::debug!(%node, %region, directory = %directory.display(), "opening the kv");
         let (own, replica_node) = (node.clone(), node.clone());
+        let discarded = directory.join("discarded");
         let settings = Settings::from(&kept);
         let opened = tokio::task::spawn_blocking(move || {
             let failed = |source| OpenError::Engine { directory: directory.clone(), source };
             let vault = Arc::new(Vault::open(&directory, settings).map_err(failed)?);
             let engine = Arc::clone(&vault) as Arc<dyn Engine>;
-            let replica = Replica::open(Arc::clone(&engine), replica_node, commit::now_ms(), rand::random());
+            let place = place::of(&directory).map_err(|source| failed(EngineError::new("open", source)))?;
+            let replica = Replica::open(Arc::clone(&engine), replica_node, &place, now_ms(), rand::random());
             Ok::<_, OpenError>((vault, replica.map_err(failed)?))
         });
         let (vault, replica) = opened.await.map_err(|error| OpenError::Thread(std::io::Error::other(error)))??;
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
-        let link = match listen {
-            Some(address) => Some(Link::start(node, address, tls, identify, inputs.clone())?),
-            None => None,
+        let (link, ticks) = match listen {
+            Some(address) => (Some(Link::start(node, address, tls, identify, inputs.clone())?), None),
+            None => {
+                // Alone, it is the whole roster, and nothing else makes time pass.
+                let _full = inputs.try_send(Input::Roster([node].into()));
+                (None, Some(tokio::spawn(tick(inputs.downgrade()))))
+            }
         };
-        let health = SharedHealth::default();
+        let state = SharedState::default();
         let thread = std::thread::Builder::new().name("selvage-kv".into());
-        let (rows, shown) = (Arc::clone(&vault) as Arc<dyn Engine>, Arc::clone(&health));
-        let committer = thread.spawn(move || commit::run(replica, rows, received, shown)).map_err(OpenError::Thread)?;
+        let (rows, shown) = (Arc::clone(&vault) as Arc<dyn Engine>, Arc::clone(&state));
+        let run = move || commit::run(replica, rows, received, shown, discarded);
+        let committer = thread.spawn(run).map_err(OpenError::Thread)?;
         let shared = Shared {
             node: own,
             vault,
             kept,
             inputs,
             room: Arc::new(Semaphore::new(WRITES_BYTES_MAX as usize)),
-            health,
+            state,
             link,
+            tasks: Mutex::new(ticks.into_iter().collect()),
             committer: Mutex::new(Some(committer)),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        let shared = Arc::new(shared);
+        shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(sweep::start(&shared));
+        Ok(Self { shared })
     }
 
     /// The UDP address of the link.
@@ -253,100 +306,50 @@ impl Kv {
     /// The value of a key. A counter's is 8 bytes, little-endian. It may be seen here before it is durable.
     pub fn get(&self, store: &StoreName, key: &str) -> Result<Option<Bytes>, KvError> {
         is_shown(key)?;
-        let Some(value) = self.raw(store, key)? else { return Ok(None) };
-        match Manifest::of(&value) {
-            Some(manifest) => self.get_chunks(store, key, &manifest).map(Some),
-            None => Ok(Some(value)),
+        let Some(mut value) = self.raw(store, key)? else { return Ok(None) };
+        loop {
+            let whole = self.whole(store, key, value.clone()).map(Some);
+            let Err(KvError::Incomplete { .. }) = &whole else { return whole };
+            // Its chunks may have gone with it while they were read: another value is there then, or none.
+            let Some(now) = self.raw(store, key)? else { return Ok(None) };
+            if now == value {
+                return whole;
+            }
+            value = now;
         }
+    }
+
+    /// All values of a key that stand side by side.
+    pub fn siblings(&self, store: &StoreName, key: &str) -> Result<Vec<Bytes>, KvError> {
+        is_shown(key)?;
+        let values = self.record(store, key)?.siblings(now_ms());
+        values.into_iter().map(|value| self.whole(store, key, value)).collect()
+    }
+
+    /// Waits until this node has all that a session saw. Dropping the future ends the wait.
+    pub async fn wait_for(&self, token: Token) -> Result<(), KvError> {
+        let (reply, done) = oneshot::channel();
+        self.shared.inputs.send(Input::Await { token, reply }).await.map_err(|_| KvError::Closed)?;
+        done.await.map_err(|_| KvError::Overloaded)
     }
 
     /// The value as the record has it.
     fn raw(&self, store: &StoreName, key: &str) -> Result<Option<Bytes>, KvError> {
-        Ok(self.record(store, key)?.value())
+        Ok(self.record(store, key)?.value(now_ms()))
+    }
+
+    /// A value with its chunks.
+    fn whole(&self, store: &StoreName, key: &str, value: Bytes) -> Result<Bytes, KvError> {
+        match Manifest::of(&value) {
+            Some(manifest) => self.get_chunks(store, key, &manifest),
+            None => Ok(value),
+        }
     }
 
     /// Whether the key exists.
     pub fn exists(&self, store: &StoreName, key: &str) -> Result<bool, KvError> {
         is_shown(key)?;
-        Ok(self.record(store, key)?.exists())
-    }
-
-    /// Sets a key. It is durable here when this returns, and on its way to the peers.
-    pub async fn set(&self, store: &StoreName, key: &str, value: Bytes) -> Result<(), KvError> {
-        self.replace(store, key, Some(value), None).await
-    }
-
-    /// Sets a key if its value is `seen` at that moment; whether it was. Between the comparison and the write nothing
-    /// comes, neither a local write nor one of a peer. What is on its way from a peer is not seen: in the order of
-    /// stamps it may come before this, and is then lost, as by any later `set`. So it is no lock between nodes.
-    pub async fn swap(&self, store: &StoreName, key: &str, seen: Option<&[u8]>, value: Bytes) -> Result<bool, KvError> {
-        let raw = match self.record(store, key) {
-            Ok(record) => record.value(),
-            Err(error) => return Err(error),
-        };
-        let manifest = raw.as_ref().and_then(Manifest::of);
-        let stands = match (&manifest, &raw) {
-            (Some(manifest), _) => Some(self.get_chunks(store, key, manifest)?),
-            (None, raw) => raw.clone(),
-        };
-        if stands.as_deref() != seen {
-            return Ok(false);
-        }
-        match self.replace(store, key, Some(value), Some(raw)).await {
-            Ok(()) => Ok(true),
-            Err(KvError::Changed { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Deletes a key, whether it exists or not. It is durable here when this returns.
-    pub async fn delete(&self, store: &StoreName, key: &str) -> Result<(), KvError> {
-        self.replace(store, key, None, None).await
-    }
-
-    /// Sets or deletes a key, and then the chunks of what it replaced.
-    async fn replace(
-        &self,
-        store: &StoreName,
-        key: &str,
-        value: Option<Bytes>,
-        seen: Option<Option<Bytes>>,
-    ) -> Result<(), KvError> {
-        is_shown(key)?;
-        check("key", key.len(), KEY_BYTES_MAX)?;
-        // What can't be read is replaced like anything else.
-        let old = self.raw(store, key).ok().flatten().and_then(|value| Manifest::of(&value));
-        let mut new = None;
-        let write = match value {
-            None => Write::Delete,
-            Some(value) => {
-                check("value", value.len(), LARGE_BYTES_MAX)?;
-                self.has_room(store, value.len())?;
-                if chunks::must_be_chunked(&value) {
-                    let value = self.put_chunks(store, value).await?;
-                    new = Manifest::of(&value);
-                    Write::Set(value)
-                } else {
-                    Write::Set(value)
-                }
-            }
-        };
-        let bytes = if let Write::Set(value) = &write { value.len() } else { 0 };
-        let done = self.write(store, key, bytes, write, seen).await;
-        let unused = if done.is_ok() { old } else { new };
-        if let Some(unused) = unused {
-            self.remove_chunks(store, &unused).await;
-        }
-        done.map(|_| ())
-    }
-
-    /// Adds `delta` to a counter, returns its value as this node knows it. Increments on several nodes at once all
-    /// count. A key that does not exist counts from zero, a value of 8 bytes from that little-endian number.
-    pub async fn increment(&self, store: &StoreName, key: &str, delta: i64) -> Result<i64, KvError> {
-        is_shown(key)?;
-        self.has_room(store, 0)?;
-        let value = self.write(store, key, 0, Write::Increment(delta), None).await?;
-        Ok(value.expect("the replica tells an increment's value"))
+        Ok(self.record(store, key)?.exists(now_ms()))
     }
 
     /// The existing keys that begin with `prefix` and come after `after`, in order; [`LIST_MAX`] at most.
@@ -357,7 +360,8 @@ impl Kv {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<String>, KvError> {
-        let found = read::list(self.shared.vault.as_ref(), store, prefix, after, limit.min(LIST_MAX));
+        let now = now_ms();
+        let found = read::list(self.shared.vault.as_ref(), store, prefix, after, limit.min(LIST_MAX), now);
         Ok(shown(found.map_err(KvError::Engine)?).map(|found| found.name).collect())
     }
 
@@ -369,14 +373,15 @@ impl Kv {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Listed>, KvError> {
-        let found = read::list(self.shared.vault.as_ref(), store, prefix, after, limit.min(LIST_MAX));
-        Ok(shown(found.map_err(KvError::Engine)?).map(listed).collect())
+        let now = now_ms();
+        let found = read::list(self.shared.vault.as_ref(), store, prefix, after, limit.min(LIST_MAX), now);
+        Ok(shown(found.map_err(KvError::Engine)?).map(|found| listed(found, now)).collect())
     }
 
     /// How it stands with every peer of the roster.
     pub fn status(&self) -> Vec<PeerStatus> {
         let Some(link) = &self.shared.link else { return Vec::new() };
-        let health = self.shared.health.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let health = self.shared.state.read().unwrap_or_else(PoisonError::into_inner).peers.clone();
         let status = |peer: PeerAddr| {
             let known = health.iter().find(|known| known.node == peer.node);
             PeerStatus {
@@ -386,9 +391,22 @@ impl Kv {
                 queued_bytes: known.map_or(0, |known| known.queued_bytes),
                 lag: known.map(|known| known.lag),
                 heard_ms: known.map(|known| known.heard_ms),
+                ahead_ms: known.and_then(|known| known.ahead_ms),
             }
         };
         link.peers().into_iter().map(status).collect()
+    }
+
+    /// How it stands with this node.
+    pub fn progress(&self) -> Progress {
+        let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
+        Progress {
+            caught_up: state.caught_up,
+            ahead_ms: state.ahead_ms,
+            cut_ms: state.reach.cut.ms(),
+            floor_ms: state.reach.floor.ms(),
+            counts: state.counts,
+        }
     }
 
     /// Whether nobody else holds this store: its files are free as soon as this handle is dropped.
@@ -421,43 +439,17 @@ impl Kv {
         self.shared.vault.stats().map_err(KvError::Engine)
     }
 
-    /// Quotas bind this node's own writes. What peers send is always taken: nodes must end with the same.
-    fn has_room(&self, store: &StoreName, bytes: usize) -> Result<(), KvError> {
-        let within = |what: &dyn Fn() -> String, used: u64, max: u64| {
-            let fits = used.saturating_add(bytes as u64) <= max;
-            if fits { Ok(()) } else { Err(KvError::Quota { what: what(), bytes: used, max }) }
-        };
-        let used = self.usage(store).bytes;
-        within(&|| format!("store {store}"), used, self.shared.kept.store_bytes_max(store))?;
-        within(&|| "the node's kv".to_owned(), self.shared.vault.record_bytes(), self.shared.kept.total_bytes_max())
-    }
-
     fn record(&self, store: &StoreName, key: &str) -> Result<Record, KvError> {
         check("key", key.len(), KEY_BYTES_MAX)?;
         let key = Key { store: store.clone(), name: key.to_owned() };
         read::record(self.shared.vault.as_ref(), &key).map_err(|error| match error {
-            ReadError::Corrupt(_) => KvError::Corrupt { key: key.name },
+            ReadError::Corrupt(_) => {
+                // Whoever has it sends it. If too much waits, the next reader asks.
+                let _full = self.shared.inputs.try_send(Input::Heal(key.clone()));
+                KvError::Corrupt { key: key.name }
+            }
             ReadError::Engine(error) => KvError::Engine(error),
         })
-    }
-
-    /// `seen`: the write is made only if this is the record's value.
-    async fn write(
-        &self,
-        store: &StoreName,
-        key: &str,
-        bytes: usize,
-        write: Write,
-        seen: Option<Option<Bytes>>,
-    ) -> Result<Option<i64>, KvError> {
-        check("key", key.len(), KEY_BYTES_MAX)?;
-        let room = WRITE_OVERHEAD_BYTES.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        let room = Arc::clone(&self.shared.room).try_acquire_many_owned(room).map_err(|_| KvError::Overloaded)?;
-        let key = Key { store: store.clone(), name: key.to_owned() };
-        let (reply, done) = oneshot::channel();
-        let input = Input::Write { key, write, seen, reply, _room: room };
-        self.shared.inputs.send(input).await.map_err(|_| KvError::Closed)?;
-        done.await.map_err(|_| KvError::Closed)?
     }
 }
 
@@ -471,15 +463,38 @@ fn shown(found: Vec<read::Found>) -> impl Iterator<Item = read::Found> {
     found.into_iter().take_while(|found| !found.name.starts_with(HIDDEN))
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let tasks = self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+/// Lets time pass for a node without a link, as long as it is open.
+async fn tick(inputs: mpsc::WeakSender<Input>) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let Some(inputs) = inputs.upgrade() else { return };
+        // If the committer is behind by a full queue, one tick less does not matter.
+        if let Err(mpsc::error::TrySendError::Closed(_)) = inputs.try_send(Input::Tick) {
+            return;
+        }
+    }
+}
+
 fn check(what: &'static str, bytes: usize, max: usize) -> Result<(), KvError> {
     if bytes > max { Err(KvError::TooLarge { what, bytes, max }) } else { Ok(()) }
 }
 
-fn listed(found: read::Found) -> Listed {
+fn listed(found: read::Found, now: u64) -> Listed {
     let record = found.record.unwrap_or_default();
     let newest = record.newest();
     Listed {
-        bytes: record.value().map_or(0, |value| Manifest::of(&value).map_or(value.len(), |manifest| manifest.bytes())),
+        bytes: record
+            .value(now)
+            .map_or(0, |value| Manifest::of(&value).map_or(value.len(), |manifest| manifest.bytes())),
         stamp_ms: newest.map_or(0, |entry| entry.version.stamp.ms()),
         node: newest.map(|entry| entry.version.dot.origin.node.clone()),
         name: found.name,

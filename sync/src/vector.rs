@@ -47,6 +47,34 @@ impl VersionVector {
         }
     }
 
+    /// What differs from what was said before: of every such origin, how far it is complete now.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        self.iter()
+            .filter(|(origin, seq)| before.get(origin) != *seq)
+            .map(|(origin, seq)| (origin.clone(), seq))
+            .collect()
+    }
+
+    /// Takes over what was said by [`VersionVector::since`].
+    pub(crate) fn set(&mut self, changed: &Self) {
+        self.0.extend(changed.0.clone());
+    }
+
+    /// What both have.
+    pub(crate) fn meet(&self, other: &Self) -> Self {
+        self.iter().map(|(origin, seq)| (origin.clone(), seq.min(other.get(origin)))).collect()
+    }
+
+    /// How many writes it covers.
+    pub fn total(&self) -> u64 {
+        self.0.values().fold(0, |sum, seq| sum.saturating_add(*seq))
+    }
+
+    /// Whether it covers a write.
+    pub fn covers(&self, dot: &Dot) -> bool {
+        self.get(&dot.origin) >= dot.seq
+    }
+
     /// Whether `other` has a write that this lacks.
     pub fn lacks(&self, other: &Self) -> bool {
         other.iter().any(|(origin, seq)| seq > self.get(origin))

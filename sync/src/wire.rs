@@ -4,17 +4,29 @@
 //! skipped, unless their type says that they must be understood. Every decoder checks every length before it
 //! reads or allocates, and garbage is an error, never a panic.
 
-use bytes::{BufMut, Bytes};
-use selvage_config::NodeName;
+pub(crate) mod entries;
+mod proof;
 
-use crate::entry::{ENTRY_OVERHEAD_BYTES_MAX, Entry, EntryError, Fields, VALUE_BYTES_MAX, put_origin};
+use std::collections::BTreeMap;
+
+use bytes::{BufMut, Bytes};
+use selvage_config::{NodeName, StoreName};
+
+use self::entries::{bytes, length, number, put_bytes, put_number};
+use crate::entry::{
+    ENTRY_OVERHEAD_BYTES_MAX, Entry, EntryError, Fields, KEY_BYTES_MAX, Key, VALUE_BYTES_MAX, put_origin,
+};
+use crate::frontier::{ROWS_MAX, Row};
+use crate::offset::Ping;
+use crate::sketch::{Cell, Digest, Item, SHARDS, Span};
+use crate::stamp::Stamp;
 use crate::vector::{ORIGINS_MAX, VersionVector};
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"selvage-kv/1";
 
-/// The versions this build speaks.
-pub const VERSIONS: Versions = Versions { min: 1, max: 1 };
+/// The versions this build speaks. Version 1 had no reach, so a collected tombstone could come back by it.
+pub const VERSIONS: Versions = Versions { min: 2, max: 2 };
 
 /// Longest frame after its length field, bytes.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -25,6 +37,15 @@ pub const BATCH_BYTES: usize = 256 * 1024;
 /// Bytes of a frame's length field.
 pub const LENGTH_BYTES: usize = 4;
 
+/// Keys that are asked for in one frame, at most.
+const KEYS_MAX: usize = 1024;
+
+/// Groups of cells in one frame, at most.
+const GROUPS_MAX: usize = SHARDS + proof::SPANS_MAX;
+
+/// Longest row key of a snapshot's place, bytes.
+const PLACE_BYTES_MAX: usize = 2 * KEY_BYTES_MAX;
+
 // A batch holds no more than this, so whatever we send fits a frame.
 const _: () = assert!(BATCH_BYTES + VALUE_BYTES_MAX + ENTRY_OVERHEAD_BYTES_MAX + VECTOR_BYTES_MAX < FRAME_BYTES_MAX);
 const VECTOR_BYTES_MAX: usize = ORIGINS_MAX * (2 + selvage_config::id::NAME_BYTES_MAX + 16) + 8;
@@ -32,6 +53,12 @@ const VECTOR_BYTES_MAX: usize = ORIGINS_MAX * (2 + selvage_config::id::NAME_BYTE
 const TYPE_HELLO: u8 = 1;
 const TYPE_BATCH: u8 = 2;
 const TYPE_ANNOUNCE: u8 = 3;
+const TYPE_ASK: u8 = 4;
+const TYPE_SNAPSHOT: u8 = 5;
+const TYPE_PROVE: u8 = 6;
+const TYPE_SYMBOLS: u8 = 7;
+const TYPE_MORE: u8 = 8;
+const TYPE_WANT: u8 = 9;
 /// Types from here on must be understood: a peer that does not know one closes.
 const TYPE_CRITICAL: u8 = 0x80;
 
@@ -52,6 +79,49 @@ impl Versions {
     }
 }
 
+/// How far the sender has come with what is collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reach {
+    /// Every delete up to this was processed.
+    pub cut: Stamp,
+    /// Mortal entries up to this may have been dropped.
+    pub floor: Stamp,
+}
+
+/// Why entries are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The sender has just written them.
+    Push,
+    /// The receiver lacks them by its vector.
+    CatchUp,
+    /// The receiver lacks them by its sketch, or asked for them. The last of these ends the answer.
+    Repair,
+}
+
+/// Cells of one group of shards, or of one span.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Symbols {
+    /// Of what.
+    pub part: Part,
+    /// The first cells.
+    pub cells: Vec<Cell>,
+}
+
+/// What a sketch is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The `number`-th of `of` groups of shards.
+    Group {
+        /// Which.
+        number: u8,
+        /// Of how many: a power of two.
+        of: u8,
+    },
+    /// A span.
+    Span(Span),
+}
+
 /// One frame's meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -63,18 +133,66 @@ pub enum Message {
         node: NodeName,
         /// What it has.
         vector: VersionVector,
+        /// How far it has come.
+        reach: Reach,
     },
-    /// Entries, either pushed as they were written or read for a catch-up.
+    /// Entries.
     Batch {
+        /// Why.
+        reason: Reason,
+        /// The sender's cut when it chose them.
+        cut: Stamp,
         /// The entries.
         entries: Vec<Entry>,
         /// At the end of a catch-up: with what came before, the receiver now has all of this.
         complete: Option<VersionVector>,
     },
-    /// What the sender has by now.
+    /// What changed at the sender.
     Announce {
-        /// What it has.
+        /// Of which origins it has more, or less, than it said last, and how much.
+        changed: VersionVector,
+        /// How far it has come.
+        reach: Reach,
+        /// Its clock.
+        ping: Ping,
+        /// What it knows of others' promises, and its own.
+        rows: Vec<Row>,
+    },
+    /// Send all you have, in the order of keys.
+    Ask {
+        /// What follows this place; empty for all.
+        after: Bytes,
+    },
+    /// A part of all that the sender has.
+    Snapshot {
+        /// How far the sender has come.
+        reach: Reach,
+        /// What it had when it began.
         vector: VersionVector,
+        /// All entries between the last place and this one.
+        entries: Vec<Entry>,
+        /// This place; none at the end.
+        upto: Option<Bytes>,
+    },
+    /// Compare this with yours.
+    Prove {
+        /// Of every shard.
+        digests: Vec<Digest>,
+        /// Of every span after the floor.
+        spans: BTreeMap<Span, u64>,
+        /// The sender's floor.
+        floor: Stamp,
+    },
+    /// The first cells of what differs; nothing if nothing does.
+    Symbols(Vec<Symbols>),
+    /// More cells of what could not be decoded.
+    More(Vec<(Part, u64)>),
+    /// Send these entries, and these whole records.
+    Want {
+        /// By item.
+        items: Vec<Item>,
+        /// By key.
+        keys: Vec<Key>,
     },
 }
 
@@ -108,30 +226,74 @@ pub fn frame_length(field: [u8; LENGTH_BYTES]) -> Result<usize, WireError> {
 pub fn encode(message: &Message) -> Bytes {
     let mut out = vec![0; LENGTH_BYTES];
     match message {
-        Message::Hello { versions, node, vector } => {
+        Message::Hello { versions, node, vector, reach } => {
             out.put_u8(TYPE_HELLO);
             out.put_u16(versions.min);
             out.put_u16(versions.max);
             out.put_u16(u16::try_from(node.as_str().len()).expect("a name is 63 bytes at most"));
             out.put_slice(node.as_str().as_bytes());
             put_vector(&mut out, vector);
+            put_reach(&mut out, *reach);
         }
-        Message::Batch { entries, complete } => {
+        Message::Batch { reason, cut, entries, complete } => {
             out.put_u8(TYPE_BATCH);
-            out.put_u8(u8::from(complete.is_some()));
-            if let Some(vector) = complete {
-                put_vector(&mut out, vector);
-            }
-            for entry in entries {
-                let start = out.len();
-                out.put_u32(0);
-                entry.encode(&mut out);
-                patch_length(&mut out, start);
+            out.put_u8(match reason {
+                Reason::Push => 0,
+                Reason::CatchUp => 1,
+                Reason::Repair => 2,
+            });
+            out.put_u64(cut.0);
+            put_option(&mut out, complete.as_ref(), put_vector);
+            entries::put(&mut out, entries);
+        }
+        Message::Announce { changed, reach, ping, rows } => {
+            out.put_u8(TYPE_ANNOUNCE);
+            put_vector(&mut out, changed);
+            put_reach(&mut out, *reach);
+            [ping.sent_ms, ping.echo_ms, ping.held_ms].iter().for_each(|ms| put_number(&mut out, *ms));
+            put_rows(&mut out, rows);
+        }
+        Message::Ask { after } => {
+            out.put_u8(TYPE_ASK);
+            put_bytes(&mut out, after);
+        }
+        Message::Snapshot { reach, vector, entries, upto } => {
+            out.put_u8(TYPE_SNAPSHOT);
+            put_reach(&mut out, *reach);
+            put_vector(&mut out, vector);
+            put_option(&mut out, upto.as_ref(), |out, place| put_bytes(out, place));
+            entries::put(&mut out, entries);
+        }
+        Message::Prove { digests, spans, floor } => {
+            out.put_u8(TYPE_PROVE);
+            out.put_u64(floor.0);
+            proof::put_digests(&mut out, digests);
+            proof::put_spans(&mut out, spans);
+        }
+        Message::Symbols(symbols) => {
+            out.put_u8(TYPE_SYMBOLS);
+            put_number(&mut out, symbols.len() as u64);
+            for Symbols { part, cells } in symbols {
+                put_part(&mut out, *part);
+                proof::put_cells(&mut out, cells);
             }
         }
-        Message::Announce { vector } => {
-            out.put_u8(TYPE_ANNOUNCE);
-            put_vector(&mut out, vector);
+        Message::More(more) => {
+            out.put_u8(TYPE_MORE);
+            put_number(&mut out, more.len() as u64);
+            for (part, cells) in more {
+                put_part(&mut out, *part);
+                put_number(&mut out, *cells);
+            }
+        }
+        Message::Want { items, keys } => {
+            out.put_u8(TYPE_WANT);
+            proof::put_items(&mut out, items);
+            put_number(&mut out, keys.len().min(KEYS_MAX) as u64);
+            for key in keys.iter().take(KEYS_MAX) {
+                put_bytes(&mut out, key.store.as_str().as_bytes());
+                put_bytes(&mut out, key.name.as_bytes());
+            }
         }
     }
     patch_length(&mut out, 0);
@@ -144,33 +306,148 @@ pub fn decode(body: Bytes) -> Result<Option<Message>, WireError> {
         return Err(WireError::TooLong { bytes: body.len() });
     }
     let mut fields = Fields::of(body);
-    let message = match fields.u8()? {
+    let kind = fields.u8()?;
+    let message = match kind {
         TYPE_HELLO => {
             let versions = Versions { min: fields.u16()?, max: fields.u16()? };
             let node = fields.node()?;
             let vector = vector(&mut fields)?;
-            // A newer version may append fields.
-            return Ok(Some(Message::Hello { versions, node, vector }));
+            // An older version ends here, and a newer one may append fields.
+            let reach = if fields.is_empty() { Reach::default() } else { reach(&mut fields)? };
+            return Ok(Some(Message::Hello { versions, node, vector, reach }));
         }
         TYPE_BATCH => {
-            let complete = match fields.u8()? {
-                0 => None,
-                1 => Some(vector(&mut fields)?),
-                _ => return Err(EntryError::Field("complete").into()),
+            let reason = match fields.u8()? {
+                0 => Reason::Push,
+                1 => Reason::CatchUp,
+                2 => Reason::Repair,
+                _ => return Err(EntryError::Field("reason").into()),
             };
-            let mut entries = Vec::new();
-            while !fields.is_empty() {
-                let length = usize::try_from(fields.u32()?).map_err(|_| EntryError::Short)?;
-                entries.push(Entry::decode(&fields.take(length)?)?);
-            }
-            Message::Batch { entries, complete }
+            let cut = Stamp(fields.u64()?);
+            let complete = option(&mut fields, vector)?;
+            Message::Batch { reason, cut, entries: entries::get(&mut fields)?, complete }
         }
-        TYPE_ANNOUNCE => Message::Announce { vector: vector(&mut fields)? },
+        TYPE_ANNOUNCE => {
+            let (changed, reach) = (vector(&mut fields)?, reach(&mut fields)?);
+            let mut ms = || number(&mut fields);
+            let ping = Ping { sent_ms: ms()?, echo_ms: ms()?, held_ms: ms()? };
+            Message::Announce { changed, reach, ping, rows: rows(&mut fields)? }
+        }
+        TYPE_ASK => Message::Ask { after: place(&mut fields)? },
+        TYPE_SNAPSHOT => {
+            let (reach, vector) = (reach(&mut fields)?, vector(&mut fields)?);
+            let upto = option(&mut fields, place)?;
+            Message::Snapshot { reach, vector, upto, entries: entries::get(&mut fields)? }
+        }
+        TYPE_PROVE => {
+            let floor = Stamp(fields.u64()?);
+            Message::Prove { floor, digests: proof::digests(&mut fields)?, spans: proof::spans(&mut fields)? }
+        }
+        TYPE_SYMBOLS => {
+            let mut symbols = Vec::new();
+            for _ in 0..length(&mut fields, GROUPS_MAX, "groups")? {
+                symbols.push(Symbols { part: part(&mut fields)?, cells: proof::cells(&mut fields)? });
+            }
+            Message::Symbols(symbols)
+        }
+        TYPE_MORE => {
+            let mut more = Vec::new();
+            for _ in 0..length(&mut fields, GROUPS_MAX, "groups")? {
+                more.push((part(&mut fields)?, number(&mut fields)?));
+            }
+            Message::More(more)
+        }
+        TYPE_WANT => {
+            let items = proof::items(&mut fields)?;
+            let mut keys = Vec::new();
+            for _ in 0..length(&mut fields, KEYS_MAX, "keys")? {
+                keys.push(key(&mut fields)?);
+            }
+            Message::Want { items, keys }
+        }
         kind if kind >= TYPE_CRITICAL => return Err(WireError::Critical(kind)),
         _ => return Ok(None),
     };
     fields.end()?;
     Ok(Some(message))
+}
+
+fn put_option<T>(out: &mut Vec<u8>, value: Option<&T>, put: impl Fn(&mut Vec<u8>, &T)) {
+    out.put_u8(u8::from(value.is_some()));
+    if let Some(value) = value {
+        put(out, value);
+    }
+}
+
+fn option<T>(fields: &mut Fields, get: impl Fn(&mut Fields) -> Result<T, WireError>) -> Result<Option<T>, WireError> {
+    match fields.u8()? {
+        0 => Ok(None),
+        1 => get(fields).map(Some),
+        _ => Err(EntryError::Field("option").into()),
+    }
+}
+
+fn put_reach(out: &mut Vec<u8>, reach: Reach) {
+    out.put_u64(reach.cut.0);
+    out.put_u64(reach.floor.0);
+}
+
+fn reach(fields: &mut Fields) -> Result<Reach, WireError> {
+    Ok(Reach { cut: Stamp(fields.u64()?), floor: Stamp(fields.u64()?) })
+}
+
+fn put_rows(out: &mut Vec<u8>, rows: &[Row]) {
+    put_number(out, rows.len().min(ROWS_MAX) as u64);
+    for row in rows.iter().take(ROWS_MAX) {
+        put_origin(out, &row.origin);
+        out.put_u64(row.promise.0);
+        put_number(out, row.seq);
+        out.put_u64(row.cut.0);
+        out.put_u64(row.rest);
+    }
+}
+
+fn rows(fields: &mut Fields) -> Result<Vec<Row>, WireError> {
+    let mut rows = Vec::new();
+    for _ in 0..length(fields, ROWS_MAX, "rows")? {
+        let origin = fields.origin()?;
+        let (promise, seq) = (Stamp(fields.u64()?), number(fields)?);
+        rows.push(Row { origin, promise, seq, cut: Stamp(fields.u64()?), rest: fields.u64()? });
+    }
+    Ok(rows)
+}
+
+fn place(fields: &mut Fields) -> Result<Bytes, WireError> {
+    Ok(bytes(fields, PLACE_BYTES_MAX, "place")?)
+}
+
+fn put_part(out: &mut Vec<u8>, part: Part) {
+    match part {
+        Part::Group { number, of } => out.put_slice(&[of, number]),
+        Part::Span(span) => {
+            out.put_u8(0);
+            put_number(out, span.number());
+        }
+    }
+}
+
+fn part(fields: &mut Fields) -> Result<Part, WireError> {
+    let of = fields.u8()?;
+    if of == 0 {
+        return Ok(Part::Span(Span::from_number(number(fields)?)));
+    }
+    let number = fields.u8()?;
+    let fits = of.is_power_of_two() && usize::from(of) <= SHARDS && number < of;
+    if fits { Ok(Part::Group { number, of }) } else { Err(EntryError::Field("group").into()) }
+}
+
+fn key(fields: &mut Fields) -> Result<Key, WireError> {
+    let mut text = |what| {
+        let bytes = bytes(fields, KEY_BYTES_MAX, what)?;
+        std::str::from_utf8(&bytes).map(str::to_owned).map_err(|_| EntryError::Field(what))
+    };
+    let store = StoreName::try_from(text("store")?).map_err(|_| EntryError::Field("store"))?;
+    Ok(Key { store, name: text("key")? })
 }
 
 fn patch_length(out: &mut [u8], start: usize) {
@@ -202,87 +479,4 @@ fn vector(fields: &mut Fields) -> Result<VersionVector, WireError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::entry::{Origin, tests::entry};
-    use proptest::prelude::*;
-
-    fn vectors() -> impl Strategy<Value = VersionVector> {
-        prop::collection::vec(("[a-z]{1,8}", any::<u64>(), any::<u64>()), 0..6).prop_map(|pairs| {
-            pairs
-                .into_iter()
-                .map(|(node, incarnation, seq)| (Origin { node: node.parse().unwrap(), incarnation }, seq))
-                .collect()
-        })
-    }
-
-    fn messages() -> impl Strategy<Value = Message> {
-        prop_oneof![
-            (any::<u16>(), any::<u16>(), vectors()).prop_map(|(min, max, vector)| Message::Hello {
-                versions: Versions { min, max },
-                node: "fra-1".parse().unwrap(),
-                vector,
-            }),
-            (prop::collection::vec(entry(), 0..4), prop::option::of(vectors()))
-                .prop_map(|(entries, complete)| Message::Batch { entries, complete }),
-            vectors().prop_map(|vector| Message::Announce { vector }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn what_was_encoded_is_decoded(message in messages()) {
-            let frame = encode(&message);
-            let field: [u8; LENGTH_BYTES] = frame[..LENGTH_BYTES].try_into().unwrap();
-            prop_assert_eq!(frame_length(field).unwrap(), frame.len() - LENGTH_BYTES);
-            prop_assert_eq!(decode(frame.slice(LENGTH_BYTES..)), Ok(Some(message)));
-        }
-
-        #[test]
-        fn garbage_never_panics(kind in 0_u8..6, body in prop::collection::vec(any::<u8>(), 0..512)) {
-            let mut bytes = vec![kind];
-            bytes.extend_from_slice(&body);
-            let _either = decode(bytes.into());
-        }
-
-        #[test]
-        fn a_damaged_frame_never_panics(message in messages(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
-            let mut bytes = encode(&message)[LENGTH_BYTES..].to_vec();
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-            let _either = decode(bytes.clone().into());
-            bytes.truncate(at);
-            let _either = decode(bytes.into());
-        }
-    }
-
-    #[test]
-    fn limits_are_refused_before_anything_is_allocated() {
-        assert_eq!(frame_length([0xff; 4]), Err(WireError::TooLong { bytes: 0xffff_ffff }));
-        assert!(frame_length(u32::try_from(FRAME_BYTES_MAX).unwrap().to_be_bytes()).is_ok());
-        let announce = [&[TYPE_ANNOUNCE][..], &u32::MAX.to_be_bytes()].concat();
-        assert_eq!(decode(announce.into()), Err(WireError::Origins(0xffff_ffff)));
-        assert!(decode(Bytes::new()).is_err());
-    }
-
-    #[test]
-    fn unknown_types_are_skipped_unless_critical() {
-        assert_eq!(decode(Bytes::from_static(&[0x7f, 1, 2])), Ok(None));
-        assert_eq!(decode(Bytes::from_static(&[0x80, 1, 2])), Err(WireError::Critical(0x80)));
-    }
-
-    #[test]
-    fn versions_agree_on_the_newest_that_both_speak() {
-        let range = |min, max| Versions { min, max };
-        assert_eq!(range(1, 3).agree(range(2, 5)), Some(3));
-        assert_eq!(range(1, 1).agree(range(2, 3)), None);
-        assert_eq!(range(4, 6).agree(range(2, 4)), Some(4));
-    }
-
-    #[test]
-    fn the_bytes_of_an_announcement_are_these() {
-        let vector = VersionVector::from_iter([(Origin { node: "a".parse().unwrap(), incarnation: 2 }, 3)]);
-        let expected = [0, 0, 0, 24, 3, 0, 0, 0, 1, 0, 1, b'a', 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3];
-        assert_eq!(encode(&Message::Announce { vector }).as_ref(), expected);
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! KV for operators: values as they are, keys percent-encoded in the path; and how it stands with the peers.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode};
@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use selvage_config::{AppName, NodeName, Region, StoreLabel, StoreName};
 use selvage_sync::store::{LARGE_BYTES_MAX, LIST_MAX};
-use selvage_sync::{Kv, KvError};
+use selvage_sync::{Kv, KvError, Token};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, json, plain, refuse};
@@ -17,6 +17,10 @@ use super::{Answer, json, plain, refuse};
 const ORDER_BYTES_MAX: usize = 1024;
 /// How long a watch waits for a change.
 const WATCH_MAX: Duration = Duration::from_secs(25);
+/// How long a read waits for what its session has seen.
+const SESSION_MAX: Duration = Duration::from_secs(10);
+/// What a session has seen: an answer to a write has it, and a read with it shows at least that.
+const TOKEN: &str = "selvage-kv-token";
 /// Keys of a listing that names no limit.
 const LIST_DEFAULT: usize = 100;
 
@@ -66,6 +70,7 @@ struct Peer {
     queued_bytes: usize,
     lag: Option<u64>,
     heard_ms: Option<u64>,
+    ahead_ms: Option<i64>,
 }
 
 /// Whether the node shall be without its peers.
@@ -96,20 +101,71 @@ pub(super) async fn answer(kv: &Kv, rest: &str, request: Request<Incoming>) -> A
         return refuse(StatusCode::BAD_REQUEST, "key is not percent-encoded UTF-8", "encode the key's bytes");
     };
     match *request.method() {
-        Method::GET => match kv.get(&store, &key) {
-            Ok(Some(value)) => plain(StatusCode::OK, HeaderValue::from_static("application/octet-stream"), value),
-            Ok(None) => {
-                refuse(StatusCode::NOT_FOUND, "no such key", "list the store's keys with GET /kv/<app>/<label>")
-            }
-            Err(error) => failed(&error),
-        },
-        Method::PUT => match body(request, LARGE_BYTES_MAX).await {
-            Ok(value) => done(kv.set(&store, &key, value).await),
+        Method::GET => match session(kv, &request).await.map(|()| kv.get(&store, &key)) {
             Err(refusal) => *refusal,
+            Ok(read) => read_answer(read),
         },
+        Method::PUT => put(kv, &store, &key, request).await,
         Method::DELETE => done(kv.delete(&store, &key).await),
         _ => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET, PUT or DELETE"),
     }
+}
+
+fn read_answer(read: Result<Option<Bytes>, KvError>) -> Answer {
+    match read {
+        Ok(Some(value)) => plain(StatusCode::OK, HeaderValue::from_static("application/octet-stream"), value),
+        Ok(None) => refuse(StatusCode::NOT_FOUND, "no such key", "list the store's keys with GET /kv/<app>/<label>"),
+        Err(error) => failed(&error),
+    }
+}
+
+/// Waits until this node has what the session of a request has seen, if it names one.
+async fn session(kv: &Kv, request: &Request<Incoming>) -> Result<(), Box<Answer>> {
+    let Some(token) = request.headers().get(TOKEN) else { return Ok(()) };
+    let Some(token) = token.to_str().ok().and_then(|text| text.parse::<Token>().ok()) else {
+        return Err(Box::new(refuse(StatusCode::BAD_REQUEST, "not a session's token", "send what a write answered")));
+    };
+    match tokio::time::timeout(SESSION_MAX, kv.wait_for(token)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Box::new(failed(&error))),
+        Err(_) => {
+            let hint = "ask the node that took the write, or see selvage kv lag";
+            Err(Box::new(refuse(StatusCode::SERVICE_UNAVAILABLE, "what the session wrote has not arrived here", hint)))
+        }
+    }
+}
+
+/// Writes a value, which ends after `ttl_ms` if the query says so.
+async fn put(kv: &Kv, store: &StoreName, key: &str, request: Request<Incoming>) -> Answer {
+    let ttl = match request.uri().query() {
+        None | Some("") => None,
+        Some(query) => match query.strip_prefix("ttl_ms=").and_then(|ttl| ttl.parse::<u64>().ok()) {
+            Some(ttl) if ttl > 0 => Some(ttl),
+            _ => return refuse(StatusCode::BAD_REQUEST, "query", "it may be ttl_ms=<milliseconds to live>"),
+        },
+    };
+    let value = match body(request, LARGE_BYTES_MAX).await {
+        Ok(value) => value,
+        Err(refusal) => return *refusal,
+    };
+    match kv.set_until(store, key, value, ttl.map(ends_in)).await {
+        Ok(written) => {
+            let mut token = Token::default();
+            token.saw(&written.dot);
+            let mut answer = done(Ok(()));
+            if let Ok(token) = HeaderValue::from_str(&token.to_string()) {
+                answer.headers_mut().insert(TOKEN, token);
+            }
+            answer
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+/// The instant that is so many milliseconds away, since the Unix epoch.
+fn ends_in(ttl_ms: u64) -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_add(ttl_ms)
 }
 
 /// Answers what follows `/peers`.
@@ -123,6 +179,7 @@ pub(super) async fn peers(kv: &Kv, rest: &str, request: Request<Incoming>) -> An
                 queued_bytes: peer.queued_bytes,
                 lag: peer.lag,
                 heard_ms: peer.heard_ms,
+                ahead_ms: peer.ahead_ms,
             };
             json(StatusCode::OK, &kv.status().into_iter().map(peer).collect::<Vec<_>>())
         }
@@ -289,6 +346,8 @@ fn failed(error: &KvError) -> Answer {
     let (status, hint) = match error {
         KvError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "use a shorter key or value"),
         KvError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "try again"),
+        KvError::ClockUnsafe { .. } => (StatusCode::SERVICE_UNAVAILABLE, "set this node's clock right"),
+        KvError::Crowded { .. } => (StatusCode::CONFLICT, "set or delete the key"),
         KvError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down"),
         KvError::Corrupt { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "set or delete the key"),
         KvError::Hidden => (StatusCode::BAD_REQUEST, "use another key"),

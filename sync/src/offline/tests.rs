@@ -97,8 +97,17 @@ async fn damage_is_found_by_a_check_and_left_out_of_an_export() {
     std::fs::write(&file, bytes).unwrap();
     let report = check(directory.path(), |_| ()).unwrap();
     assert_eq!((report.corrupt, report.corrupt_keys), (1, vec!["dapp/default large".to_owned()]));
-    let out = export(directory.path(), std::io::sink(), |_| ()).unwrap();
+    let mut snapshot = Vec::new();
+    let out = export(directory.path(), &mut snapshot, |_| ()).unwrap();
     assert_eq!(out.damaged, 1);
+    // What is not whole does not say that it is.
+    let other = tempfile::tempdir().unwrap();
+    let other = other.path().join("kv");
+    assert_eq!(import(&other, KvEngine::Redb, snapshot.as_slice(), |_| ()).unwrap().rows, out.rows);
+    let vault = existing(&other, Damage::Refuse).unwrap();
+    let vector = vault.scan(layout::VECTOR, layout::VECTOR, 10).unwrap();
+    assert!(!vector.is_empty() && vector.iter().all(|row| row.value.as_ref().unwrap().as_ref() == [0; 8]));
+    assert_eq!(vault.get(layout::CUT).unwrap(), None);
 }
 
 #[tokio::test]

@@ -6,26 +6,26 @@
 //! gaps that overwritten entries left in the index do not hold the receiver's vector back, and no vector ever
 //! covers a write whose effect has not arrived.
 
-use std::collections::BTreeSet;
-
 use selvage_config::NodeName;
 
+use super::merge::Draft;
 use super::peer::{CatchUp, Stream};
-use super::{Action, Draft, Notice, Replica};
+use super::{Action, Notice, Replica};
 use crate::engine::{Batch, Corrupt, EngineError};
 use crate::entry::{Dot, Entry, Origin};
 use crate::layout;
+use crate::planted::{self, Bug};
 use crate::read::{self, ReadError};
 use crate::stamp::Stamp;
 use crate::vector::VersionVector;
-use crate::wire::{self, Message};
+use crate::wire::{self, Message, Reason};
 
 /// Rows of the index read at once.
 const SCAN_ROWS: usize = 256;
 
 /// What a row of the index led to.
 enum Found {
-    Entry(Entry),
+    Entry(Box<Entry>),
     Superseded,
     Unreadable,
 }
@@ -38,12 +38,16 @@ impl Replica {
             if peer.queued.bytes >= self.limits.window_bytes {
                 return Ok(());
             }
+            if let Stream::Snapshot(_) = &peer.stream {
+                return self.pump_snapshot(name, actions);
+            }
             let Stream::CatchUp(catch_up) = &mut peer.stream else { return Ok(()) };
             let mut catch_up = std::mem::take(catch_up);
             let (entries, complete) = self.next_batch(&mut catch_up)?;
             let peer = self.peers.get_mut(name).expect("looked up above");
             peer.stream = if complete.is_some() { Stream::Live } else { Stream::CatchUp(catch_up) };
-            let frame = wire::encode(&Message::Batch { entries, complete });
+            let cut = self.frontier.cut();
+            let frame = wire::encode(&Message::Batch { reason: Reason::CatchUp, cut, entries, complete });
             actions.push(peer.send(name, frame));
         }
     }
@@ -60,14 +64,14 @@ impl Replica {
                 let ended = rows.len() < SCAN_ROWS;
                 for row in rows {
                     let Some(seq) = layout::index_seq(&row.key) else { continue };
-                    let found = match &row.value {
-                        Ok(key) => self.find(key, &Dot { origin: origin.clone(), seq })?,
-                        Err(Corrupt) => Found::Unreadable,
+                    let found = match row.value.as_ref().map(|value| layout::index_row(value)) {
+                        Ok(Some(record)) => self.find(record, &Dot { origin: origin.clone(), seq })?,
+                        Ok(None) | Err(Corrupt) => Found::Unreadable,
                     };
                     match found {
                         Found::Entry(entry) => {
                             bytes += size(&entry);
-                            entries.push(entry);
+                            entries.push(*entry);
                         }
                         Found::Superseded => {}
                         Found::Unreadable => {
@@ -95,7 +99,9 @@ impl Replica {
 
     fn find(&self, row: &[u8], dot: &Dot) -> Result<Found, EngineError> {
         match read::record_at(self.engine.as_ref(), row) {
-            Ok(record) => Ok(record.entry(dot).cloned().map_or(Found::Superseded, Found::Entry)),
+            Ok(record) => {
+                Ok(record.entry(dot).cloned().map_or(Found::Superseded, |entry| Found::Entry(Box::new(entry))))
+            }
             Err(ReadError::Corrupt(_)) => Ok(Found::Unreadable),
             Err(ReadError::Engine(error)) => Err(error),
         }
@@ -111,33 +117,64 @@ impl Replica {
         let peer = self.peers.get_mut(name).expect("the caller looked it up");
         let mut actions = Vec::new();
         match (message, peer.greeted()) {
-            (Message::Hello { versions, node, vector }, false) => {
+            (Message::Hello { versions, node, vector, reach }, false) => {
                 if versions.agree(wire::VERSIONS).is_none() {
                     return Ok(self.close(name, "no common version"));
                 }
                 if node != *name {
                     return Ok(self.close(name, "its hello names another node than its certificate"));
                 }
-                peer.vector = vector;
-                peer.catch_up();
+                peer.vector = vector.clone();
+                peer.recent = vector.clone();
+                peer.settled = vector;
+                peer.reach = reach;
+                peer.stream = Stream::Held;
                 self.check_rewound(now_ms, name, &mut actions);
+                self.consider_bootstrap(name, &mut actions);
+                self.release(name);
                 self.pump(name, &mut actions)?;
             }
-            (Message::Announce { vector }, true) => {
-                peer.reported(now_ms, vector, &self.settled);
+            (Message::Announce { changed, reach, ping, rows }, true) => {
+                peer.reach = reach;
+                peer.ping = Some((ping.sent_ms, now_ms));
+                peer.reported(now_ms, &changed, &self.settled);
+                self.offsets.heard(name, now_ms, ping);
+                rows.into_iter().for_each(|row| self.learn(row));
                 self.check_rewound(now_ms, name, &mut actions);
+                self.consider_bootstrap(name, &mut actions);
+                self.release(name);
                 self.pump(name, &mut actions)?;
             }
-            (Message::Batch { entries, complete }, true) => {
-                return self.batch(now_ms, name, entries, complete);
+            (Message::Batch { reason, cut, entries, complete }, true) => {
+                return self.batch(now_ms, name, reason, cut, entries, complete);
             }
+            (Message::Ask { after }, true) => {
+                self.asked(name, &after);
+                self.pump(name, &mut actions)?;
+            }
+            (Message::Snapshot { reach, vector, entries, upto }, true) => {
+                return self.snapshot(now_ms, name, reach, &vector, entries, upto);
+            }
+            (Message::Prove { digests, spans, floor }, true) => {
+                self.compare(name, &digests, &spans, floor, &mut actions)
+            }
+            (Message::Symbols(symbols), true) => self.decode(now_ms, name, &symbols, &mut actions)?,
+            (Message::More(more), true) => self.more(name, &more, &mut actions)?,
+            (Message::Want { items, keys }, true) => self.wanted(name, &items, &keys, &mut actions)?,
             (Message::Hello { .. }, true) | (_, false) => return Ok(self.close(name, "hello out of place")),
         }
         Ok(actions)
     }
 
-    fn close(&mut self, name: &NodeName, why: &'static str) -> Vec<Action> {
-        let closed = self.peers.remove(name);
+    /// Takes in what is said of a node. A row of this node by others says nothing that it does not know better.
+    fn learn(&mut self, row: crate::frontier::Row) {
+        if row.origin.node != self.origin.node {
+            self.frontier.learn(row);
+        }
+    }
+
+    pub(super) fn close(&mut self, name: &NodeName, why: &'static str) -> Vec<Action> {
+        let closed = self.gone(name);
         closed.map(|peer| Action::Close { peer: name.clone(), session: peer.session, why }).into_iter().collect()
     }
 
@@ -145,34 +182,25 @@ impl Replica {
         &mut self,
         now_ms: u64,
         name: &NodeName,
+        reason: Reason,
+        cut: Stamp,
         entries: Vec<Entry>,
         complete: Option<VersionVector>,
     ) -> Result<Vec<Action>, EngineError> {
+        let foreign = |entry: &Entry| entry.version.dot.origin.node != *name;
+        if reason == Reason::Push && entries.iter().any(foreign) && !planted::is(Bug::Forgery) {
+            return Ok(self.close(name, "it pushed a write of another node as its own"));
+        }
         let mut actions = Vec::new();
         let written = self.vector.get(&self.origin);
         if entries.iter().map(|entry| &entry.version.dot).any(|dot| dot.origin == self.origin && dot.seq > written) {
             self.renew(now_ms, name, &mut actions);
         }
-        let mut draft = Draft::default();
-        let mut dots = Vec::new();
-        let mut refused = 0;
-        for entry in entries {
-            if self.clock.observe(now_ms, entry.version.stamp).is_err() {
-                refused += 1;
-                continue;
-            }
-            dots.push(entry.version.dot.clone());
-            self.merge(&mut draft, entry)?;
-        }
-        // Nothing fails from here on, so an error above has left the vector as it was.
-        let mut lifted: BTreeSet<Origin> = BTreeSet::new();
-        for dot in dots {
-            if self.vector.advance(&dot) {
-                lifted.insert(dot.origin);
-            }
-        }
+        let (mut draft, lifted, refused) =
+            self.take(now_ms, name, cut, entries, reason == Reason::Push, Draft::default())?;
+        let mut lifted = lifted;
         let peer = self.peers.get_mut(name).expect("the caller looked it up");
-        peer.refused |= refused > 0;
+        peer.refused |= refused;
         let ended = complete.is_some();
         if let Some(claim) = complete {
             // A claim after refused entries is not true for us. The next catch-up gets another chance.
@@ -180,41 +208,104 @@ impl Replica {
                 lifted.extend(self.claim(&claim));
             }
         }
+        draft.notices.sort_by_key(|notice| !matches!(notice, Notice::Corrupt { .. }));
         actions.extend(self.finish(draft, lifted));
-        if refused > 0 {
-            actions.push(Action::Notify(Notice::Refused { peer: name.clone(), entries: refused }));
+        if reason == Reason::Repair {
+            self.answered(name, &mut actions)?;
         }
         if ended {
-            self.announce(name, false, &mut actions);
+            self.announce(now_ms, name, false, false, &mut actions);
         }
         Ok(actions)
     }
 
-    /// Takes a claim, but for our own origin: of that only we know what there is.
-    fn claim(&mut self, claim: &VersionVector) -> Vec<Origin> {
+    /// Merges entries of a peer into a draft, but for those that are from the future, and none of a peer that has not
+    /// seen all that was collected here. Says of which origins the vector advanced, and whether any entry was refused.
+    pub(super) fn take(
+        &mut self,
+        now_ms: u64,
+        name: &NodeName,
+        cut: Stamp,
+        entries: Vec<Entry>,
+        pushed: bool,
+        mut draft: Draft,
+    ) -> Result<(Draft, Vec<Origin>, bool), EngineError> {
+        // sync.md K3: what ended before the floor was collected here, so only who has seen every delete up to there can
+        // say what lives. That it sends nothing until then is its part; a frame that was long under way is refused too.
+        if cut < self.frontier.floor() && !entries.is_empty() {
+            self.counts.stale += entries.len() as u64;
+            draft.notices.push(Notice::Stale { peer: name.clone(), entries: entries.len() });
+            return Ok((draft, Vec::new(), true));
+        }
+        let fleet_ms = self.offsets.correct(now_ms);
+        let mut dots = Vec::new();
+        let mut clock = self.clock.clone();
+        let (mut future, mut refused) = (0, false);
+        for mut entry in entries {
+            let Entry { version, .. } = &entry;
+            // A write that came by another way already.
+            if pushed && self.vector.covers(&version.dot) {
+                continue;
+            }
+            if clock.observe(fleet_ms, version.stamp).is_err() {
+                future += 1;
+                let at = (version.stamp, version.dot.clone());
+                if self.future.len() < self.limits.future_entries || self.future.contains_key(&at) {
+                    self.future.insert(at, entry);
+                } else {
+                    refused = true;
+                }
+                continue;
+            }
+            if let (true, Some(expires)) = (planted::is(Bug::LifeFromArrival), entry.expires_ms) {
+                entry.expires_ms = Some(now_ms + expires.saturating_sub(entry.version.stamp.ms()));
+            }
+            dots.push(entry.version.dot.clone());
+            self.merge(&mut draft, entry)?;
+        }
+        // Nothing fails from here on, so an error above has left the vector as it was.
+        self.clock = clock;
+        let lifted = self.advance(dots);
+        self.counts.future += future as u64;
+        if future > 0 {
+            draft.notices.push(Notice::Future { peer: name.clone(), entries: future });
+        }
+        Ok((draft, lifted.into_iter().collect(), refused))
+    }
+
+    /// Takes a claim, but for our own origin: of that only we know what there is. Entries from the future that wait
+    /// are not here yet.
+    pub(super) fn claim(&mut self, claim: &VersionVector) -> Vec<Origin> {
+        let mut claim = claim.clone();
+        for (_, dot) in self.future.keys() {
+            claim.cap(&dot.origin, dot.seq - 1);
+        }
         let mut lifted = Vec::new();
         for (origin, seq) in claim.iter().filter(|(origin, _)| **origin != self.origin) {
             if self.vector.lift(origin, seq) {
                 lifted.push(origin.clone());
             }
         }
+        lifted.iter().for_each(|origin| self.close_gap(origin));
         lifted
     }
 
     fn check_rewound(&mut self, now_ms: u64, name: &NodeName, actions: &mut Vec<Action>) {
         let Some(peer) = self.peers.get(name) else { return };
-        if peer.vector.get(&self.origin) > self.vector.get(&self.origin) {
+        let rewound = peer.vector.get(&self.origin) > self.vector.get(&self.origin);
+        if rewound && !planted::is(Bug::Incarnation) {
             self.renew(now_ms, name, actions);
         }
     }
 
-    /// A peer has more of our writes than we have made: this directory is an old copy, and new writes would take
-    /// numbers that others have seen. So we become a new incarnation, and take the old one's writes from the
+    /// A peer has more of our writes than we have made (this directory is an old copy, and new writes would take numbers
+    /// that others have seen), or some of ours were given up. So we become a new incarnation, and take the old one's writes from the
     /// peers from the start. What was written here since the copy was put back stays on this node until it is
     /// written again.
-    fn renew(&mut self, now_ms: u64, name: &NodeName, actions: &mut Vec<Action>) {
+    pub(super) fn renew(&mut self, now_ms: u64, name: &NodeName, actions: &mut Vec<Action>) {
         let old = self.origin.clone();
         self.vector.cap(&old, 0);
+        self.outbox.clear();
         self.recent.cap(&old, 0);
         self.settled.cap(&old, 0);
         self.origin.incarnation = Stamp::at_ms(now_ms).0.max(old.incarnation.saturating_add(1));
@@ -225,18 +316,16 @@ impl Replica {
         batch.put(layout::vector(&self.origin), 0_u64.to_be_bytes().to_vec());
         actions.push(Action::Commit(batch));
         actions.push(Action::Notify(Notice::Rewound { peer: name.clone(), incarnation }));
+        // Nobody shall know the new incarnation before it is on disk.
+        actions.push(Action::Flush);
         let names: Vec<NodeName> = self.peers.keys().cloned().collect();
         for name in names {
-            self.announce(&name, true, actions);
+            self.announce(now_ms, &name, true, false, actions);
         }
     }
 }
 
-fn size(entry: &Entry) -> usize {
-    let value = match &entry.content {
-        crate::entry::Content::Value(value) => value.len(),
-        _ => 0,
-    };
+pub(super) fn size(entry: &Entry) -> usize {
     // Names, numbers and the checksum of an entry, about; only the order of magnitude matters.
-    value + entry.key.name.len() + 256
+    entry.content.value_bytes() + entry.key.name.len() + 256
 }

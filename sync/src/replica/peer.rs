@@ -7,8 +7,10 @@ use selvage_config::NodeName;
 
 use super::Action;
 use crate::entry::{Dot, Origin};
+use crate::frontier::{EPOCH_MS, GRACE_MS};
+use crate::sketch::Item;
 use crate::vector::VersionVector;
-use crate::wire::BATCH_BYTES;
+use crate::wire::{BATCH_BYTES, Reach};
 
 /// Bytes that may wait to be sent to one peer.
 pub const PEER_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -28,7 +30,16 @@ const WINDOW_BYTES: usize = 1024 * 1024;
 /// Entries in one batch.
 const BATCH_ENTRIES_MAX: usize = 2048;
 
-/// The sizes that a replica works with. The simulator makes them small, so that a few writes reach them.
+/// Bytes of a snapshot that are sent to one peer in a tick: 64 MiB in a second.
+const SNAPSHOT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Writes that a peer must have for a node without any to take a snapshot of it rather than catch up.
+const SNAPSHOT_WRITES: u64 = 10_000;
+
+/// Entries from the future that are kept until they are due.
+const FUTURE_ENTRIES: usize = 10_000;
+
+/// The sizes and times that a replica works with. The simulator makes them small, so that a few writes reach them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) queue_bytes: usize,
@@ -36,6 +47,19 @@ pub(crate) struct Limits {
     pub(crate) window_bytes: usize,
     pub(crate) batch_bytes: usize,
     pub(crate) batch_entries: usize,
+    pub(crate) snapshot_bytes: usize,
+    pub(crate) snapshot_writes: u64,
+    pub(crate) future_entries: usize,
+    /// Ticks without a part of a snapshot after which its source is asked again, or another.
+    pub(crate) silent_ticks: u64,
+    /// Ticks between two promises: each is one flush.
+    pub(crate) promise_ticks: u64,
+    /// Ticks between two times that promises of others are passed on.
+    pub(crate) rows_ticks: u64,
+    /// Ticks between two proofs with a peer.
+    pub(crate) prove_ticks: u64,
+    pub(crate) grace_ms: u64,
+    pub(crate) epoch_ms: u64,
 }
 
 impl Default for Limits {
@@ -46,6 +70,15 @@ impl Default for Limits {
             window_bytes: WINDOW_BYTES,
             batch_bytes: BATCH_BYTES,
             batch_entries: BATCH_ENTRIES_MAX,
+            snapshot_bytes: SNAPSHOT_BYTES,
+            snapshot_writes: SNAPSHOT_WRITES,
+            future_entries: FUTURE_ENTRIES,
+            silent_ticks: 40,
+            promise_ticks: 20,
+            rows_ticks: 60,
+            prove_ticks: 120,
+            grace_ms: GRACE_MS,
+            epoch_ms: EPOCH_MS,
         }
     }
 }
@@ -61,6 +94,8 @@ pub struct Health {
     pub lag: u64,
     /// When it last said something, milliseconds since the Unix epoch.
     pub heard_ms: u64,
+    /// How far its clock is ahead of this one's, milliseconds, if that is known.
+    pub ahead_ms: Option<i64>,
 }
 
 /// What waits to be sent.
@@ -90,11 +125,28 @@ pub(super) struct CatchUp {
     pub(super) caps: BTreeMap<Origin, u64>,
 }
 
+/// A snapshot that is sent.
+#[derive(Debug, Default)]
+pub(super) struct Snapshot {
+    /// The last row that was sent.
+    pub(super) place: Vec<u8>,
+    /// What we had when it began.
+    pub(super) vector: VersionVector,
+    /// How far we had come.
+    pub(super) reach: Reach,
+    /// Bytes that may still be sent in this tick.
+    pub(super) allowance: usize,
+}
+
 /// What the peer is sent.
 #[derive(Debug)]
 pub(super) enum Stream {
     /// Nothing but our hello: we don't know yet what it has.
     Greeting,
+    /// Nothing: it needs a snapshot, of us or of another, or we need one.
+    Held,
+    /// All we have, in the order of keys.
+    Snapshot(Snapshot),
     /// All it lacks.
     CatchUp(CatchUp),
     /// Local writes as they happen.
@@ -110,8 +162,17 @@ pub(super) struct Peer {
     pub(super) stream: Stream,
     pub(super) queued: Queued,
     pub(super) heard_ms: u64,
+    /// Its vector at the last look, and at the one before.
+    pub(super) recent: VersionVector,
+    pub(super) settled: VersionVector,
+    /// How far it said it has come.
+    pub(super) reach: Reach,
     /// What it was last told we have.
-    pub(super) announced: Option<VersionVector>,
+    pub(super) announced: VersionVector,
+    /// When it said its newest ping, by its clock, and when that came, by ours.
+    pub(super) ping: Option<(u64, u64)>,
+    /// Items that only we have, by the last proof: sent once it answered.
+    pub(super) ours: Vec<Item>,
     /// We refused entries of the catch-up that it sends, so its claim at the end won't be true.
     pub(super) refused: bool,
     retry_at_ms: u64,
@@ -126,7 +187,12 @@ impl Peer {
             stream: Stream::Greeting,
             queued: Queued::default(),
             heard_ms: now_ms,
-            announced: None,
+            recent: VersionVector::default(),
+            settled: VersionVector::default(),
+            reach: Reach::default(),
+            announced: VersionVector::default(),
+            ping: None,
+            ours: Vec::new(),
             refused: false,
             retry_at_ms: 0,
             retry_ms: RETRY_MS_MIN,
@@ -150,14 +216,19 @@ impl Peer {
 
     /// Begins to send all that it lacks by its own last word.
     pub(super) fn catch_up(&mut self) {
-        let cursors = self.vector.iter().map(|(origin, seq)| (origin.clone(), seq)).collect();
+        self.catch_up_from(&self.vector.clone());
+    }
+
+    /// Begins to send all that is not covered by this.
+    pub(super) fn catch_up_from(&mut self, vector: &VersionVector) {
+        let cursors = vector.iter().map(|(origin, seq)| (origin.clone(), seq)).collect();
         self.stream = Stream::CatchUp(CatchUp { cursors, caps: BTreeMap::new() });
     }
 
     /// Takes its word on what it has, and begins a catch-up if it lacks what was `settled` here long enough that
     /// a push would have arrived. One that stays behind (it refuses entries, say) is offered them ever less often.
-    pub(super) fn reported(&mut self, now_ms: u64, vector: VersionVector, settled: &VersionVector) {
-        self.vector = vector;
+    pub(super) fn reported(&mut self, now_ms: u64, vector: &VersionVector, settled: &VersionVector) {
+        self.vector.set(vector);
         if !self.vector.lacks(settled) {
             self.retry_ms = RETRY_MS_MIN;
         } else if self.is_live() && self.queued.frames == 0 && now_ms >= self.retry_at_ms {

@@ -1,12 +1,28 @@
+use bytes::Bytes;
+
 use super::*;
 use crate::engine::Memory;
+use crate::read::{self, ReadError};
 use crate::stamp::FUTURE_MS_MAX;
-use crate::wire::{LENGTH_BYTES, Versions};
+use crate::wire::{LENGTH_BYTES, Part, Symbols, Versions};
 
 const NOW_MS: u64 = 1_000_000;
 
 /// Small enough that a few writes reach them, and one entry fills a batch.
-const SMALL: Limits = Limits { queue_bytes: 700, queue_frames: 64, window_bytes: 1, batch_bytes: 1, batch_entries: 1 };
+fn small() -> Limits {
+    Limits {
+        queue_bytes: 700,
+        queue_frames: 64,
+        window_bytes: 1,
+        batch_bytes: 1,
+        batch_entries: 1,
+        promise_ticks: 1,
+        prove_ticks: 1,
+        grace_ms: 1_000,
+        epoch_ms: 100,
+        ..Limits::default()
+    }
+}
 
 struct Node {
     replica: Replica,
@@ -22,7 +38,7 @@ fn name(node: &str) -> NodeName {
 }
 
 fn set(text: &str) -> Write {
-    Write::Set(Bytes::copy_from_slice(text.as_bytes()))
+    Write::Set { value: Bytes::copy_from_slice(text.as_bytes()), expires_ms: None }
 }
 
 impl Node {
@@ -31,12 +47,12 @@ impl Node {
     }
 
     fn on(node: &str, engine: Arc<Memory>) -> Self {
-        let replica = Replica::open(Arc::clone(&engine) as Arc<dyn Engine>, name(node), NOW_MS, 0).unwrap();
+        let replica = Replica::open(Arc::clone(&engine) as Arc<dyn Engine>, name(node), b"here", NOW_MS, 0).unwrap();
         Self { replica, engine }
     }
 
     fn small(mut self) -> Self {
-        self.replica = self.replica.with_limits(SMALL);
+        self.replica = self.replica.with_limits(small());
         self
     }
 
@@ -49,6 +65,7 @@ impl Node {
                 other => rest.push(other),
             }
         }
+        rest.extend(self.replica.push());
         rest
     }
 
@@ -67,7 +84,12 @@ impl Node {
     /// Connects a peer that has `vector` and returns what it is sent.
     fn greet(&mut self, peer: &str, vector: VersionVector) -> Vec<Message> {
         self.handle(Event::Connected { peer: name(peer), session: 1 });
-        sent(&self.hear(peer, Message::Hello { versions: wire::VERSIONS, node: name(peer), vector }))
+        sent(
+            &self.hear(
+                peer,
+                Message::Hello { versions: wire::VERSIONS, node: name(peer), vector, reach: Reach::default() },
+            ),
+        )
     }
 
     fn drained(&mut self, peer: &str) -> Vec<Message> {
@@ -75,7 +97,7 @@ impl Node {
     }
 
     fn value(&self, at: &str) -> Option<Bytes> {
-        read::record(self.engine.as_ref(), &key(at)).unwrap().value()
+        read::record(self.engine.as_ref(), &key(at)).unwrap().value(NOW_MS)
     }
 }
 
@@ -105,11 +127,21 @@ fn claims(messages: &[Message]) -> Vec<VersionVector> {
 
 fn entry(node: &str, seq: u64, stamp: Stamp, at: &str) -> Entry {
     let dot = Dot { origin: Origin { node: name(node), incarnation: 1 }, seq };
-    Entry { key: key(at), version: Version { stamp, dot }, content: Content::Value(Bytes::from_static(b"v")) }
+    Entry {
+        key: key(at),
+        version: Version { stamp, dot },
+        prev: 0,
+        expires_ms: None,
+        content: Content::Value(Bytes::from_static(b"v")),
+    }
+}
+
+fn announce(changed: VersionVector) -> Message {
+    Message::Announce { changed, reach: Reach::default(), ping: Ping::default(), rows: Vec::new() }
 }
 
 fn batch(entries: Vec<Entry>) -> Message {
-    Message::Batch { entries, complete: None }
+    Message::Batch { reason: Reason::CatchUp, cut: Stamp::default(), entries, complete: None }
 }
 
 #[test]
@@ -157,7 +189,7 @@ fn a_full_queue_is_fed_no_more_and_the_peer_catches_up_when_it_drained() {
     let mut pushed = 0;
     for number in 0..20 {
         pushed += sent(&node.write(&format!("k{number:02}"), set("v"))).len();
-        assert!(node.replica.health()[0].queued_bytes <= SMALL.queue_bytes);
+        assert!(node.replica.health()[0].queued_bytes <= small().queue_bytes);
     }
     assert!((1..20).contains(&pushed));
     let mut caught_up = Vec::new();
@@ -191,23 +223,26 @@ fn what_arrives_behind_a_running_catch_up_is_sent_before_the_claim() {
 }
 
 #[test]
-fn an_entry_from_the_future_is_refused_until_its_time_has_come() {
+fn an_entry_from_the_future_is_kept_aside_until_its_time_has_come() {
     let mut node = Node::new("n");
     node.greet("a", VersionVector::default());
     let future = entry("a", 1, Stamp::at_ms(NOW_MS + FUTURE_MS_MAX + 1), "k");
     let origin = future.version.dot.origin.clone();
     let claim = Some(VersionVector::from_iter([(origin.clone(), 1)]));
-    let message = Message::Batch { entries: vec![future], complete: claim };
-    let actions = node.hear("a", message.clone());
-    let refused = |action: &Action| matches!(action, Action::Notify(Notice::Refused { entries: 1, .. }));
-    assert!(actions.iter().any(refused));
+    let message =
+        Message::Batch { reason: Reason::CatchUp, cut: Stamp::default(), entries: vec![future], complete: claim };
+    let actions = node.hear("a", message);
+    let aside = |action: &Action| matches!(action, Action::Notify(Notice::Future { entries: 1, .. }));
+    assert!(actions.iter().any(aside));
     assert_eq!(node.value("k"), None);
     assert_eq!(node.replica.vector().get(&origin), 0);
     node.write("own", set("1"));
     let own = read::record(node.engine.as_ref(), &key("own")).unwrap().newest().unwrap().version.stamp;
     assert_eq!(own.ms(), NOW_MS);
 
-    node.handle_at(NOW_MS + 1, Event::Received { peer: name("a"), session: 1, message });
+    node.handle_at(NOW_MS, Event::Tick);
+    assert_eq!(node.value("k"), None);
+    node.handle_at(NOW_MS + 1, Event::Tick);
     assert!(node.value("k").is_some());
     assert_eq!(node.replica.vector().get(&origin), 1);
 }
@@ -222,7 +257,7 @@ fn a_peer_that_stays_behind_is_offered_the_same_ever_less_often() {
         let now_ms = NOW_MS + tick * TICK_MS;
         node.handle_at(now_ms, Event::Tick);
         node.handle_at(now_ms, Event::Sent { peer: name("b"), session: 1, frames: 64, bytes: 1 << 20 });
-        let message = Message::Announce { vector: VersionVector::default() };
+        let message = announce(VersionVector::default());
         let event = Event::Received { peer: name("b"), session: 1, message };
         offers += claims(&sent(&node.handle_at(now_ms, event))).len();
         node.handle_at(now_ms, Event::Sent { peer: name("b"), session: 1, frames: 64, bytes: 1 << 20 });
@@ -234,11 +269,16 @@ fn a_peer_that_stays_behind_is_offered_the_same_ever_less_often() {
 #[test]
 fn a_link_that_begins_wrongly_is_closed() {
     let vector = VersionVector::default;
-    let hello = |max, node| Message::Hello { versions: Versions { min: max, max }, node: name(node), vector: vector() };
+    let hello = |max, node| Message::Hello {
+        versions: Versions { min: max, max },
+        node: name(node),
+        vector: vector(),
+        reach: Reach::default(),
+    };
     let wrong = [
         hello(wire::VERSIONS.max + 1, "b"),
         hello(wire::VERSIONS.max, "c"),
-        Message::Announce { vector: vector() },
+        announce(vector()),
         batch(vec![entry("b", 1, Stamp::at_ms(NOW_MS), "k")]),
     ];
     for message in wrong {
@@ -274,7 +314,7 @@ fn a_restart_goes_on_where_it_was_and_a_new_directory_is_a_new_incarnation() {
     assert_eq!(again.replica.origin(), node.replica.origin());
     assert_eq!(again.replica.vector(), node.replica.vector());
     let engine: Arc<Memory> = Arc::default();
-    let fresh = Replica::open(engine, name("a"), NOW_MS, 1).unwrap();
+    let fresh = Replica::open(engine, name("a"), b"here", NOW_MS, 1).unwrap();
     assert_ne!(fresh.origin(), node.replica.origin());
 }
 
@@ -307,7 +347,7 @@ fn a_corrupt_record_is_not_served_not_counted_with_and_not_claimed() {
     damage.put(row, bytes);
     node.engine.apply(damage).unwrap();
     assert!(matches!(read::record(node.engine.as_ref(), &key("k2")), Err(ReadError::Corrupt(_))));
-    let increment = node.write("k2", Write::Increment(1));
+    let increment = node.write("k2", Write::Increment { delta: 1, expires_ms: None });
     assert!(matches!(increment[..], [Action::Done { result: Err(WriteError::Corrupt), .. }]));
 
     let messages = node.greet("b", VersionVector::default());
@@ -344,6 +384,194 @@ fn lag_is_what_the_peer_has_not_acknowledged() {
     node.write("k", set("2"));
     assert_eq!(node.replica.health()[0].lag, 2);
     let vector = node.replica.vector().clone();
-    node.hear("b", Message::Announce { vector });
+    node.hear("b", announce(vector));
     assert_eq!(node.replica.health()[0].lag, 0);
+}
+
+#[test]
+fn a_copied_directory_is_a_new_incarnation() {
+    let mut node = Node::new("a");
+    node.write("k", set("1"));
+    let copy = Replica::open(Arc::clone(&node.engine) as Arc<dyn Engine>, name("a"), b"there", NOW_MS, 0).unwrap();
+    assert!(copy.origin().incarnation > node.replica.origin().incarnation);
+    assert_eq!(copy.vector().get(node.replica.origin()), 1);
+}
+
+#[test]
+fn rows_of_an_older_layout_are_refused_and_say_what_to_do() {
+    let node = Node::new("a");
+    let mut older = Batch::default();
+    older.remove(layout::LAYOUT.to_vec());
+    node.engine.apply(older).unwrap();
+    let refused = Replica::open(Arc::clone(&node.engine) as Arc<dyn Engine>, name("a"), b"here", NOW_MS, 0);
+    let error = refused.err().unwrap();
+    let why = std::error::Error::source(&error).unwrap().to_string();
+    assert!(why.contains("layout 1") && why.contains("move the directory away"), "{why}");
+}
+
+#[test]
+fn a_push_of_another_nodes_write_ends_the_link_and_changes_nothing() {
+    let mut node = Node::new("a");
+    node.greet("b", VersionVector::default());
+    let entries = vec![entry("c", 1, Stamp::at_ms(NOW_MS), "k")];
+    let forged = Message::Batch { reason: Reason::Push, cut: Stamp::default(), entries, complete: None };
+    assert!(matches!(node.hear("b", forged)[..], [Action::Close { .. }]));
+    assert_eq!(node.value("k"), None);
+}
+
+/// Lets two nodes, a and b, talk until they have nothing to say; `said` begins, by whether a says it. Returns how many
+/// bytes that took.
+fn talk(a: &mut Node, b: &mut Node, now_ms: u64, said: Vec<(bool, Vec<Action>)>) -> usize {
+    let mut bytes = 0;
+    let mut waiting = std::collections::VecDeque::from(said);
+    while let Some((by_a, actions)) = waiting.pop_front() {
+        for message in sent(&actions) {
+            bytes += wire::encode(&message).len();
+            let (to, from) = if by_a { (&mut *b, "a") } else { (&mut *a, "b") };
+            let answer = to.handle_at(now_ms, Event::Received { peer: name(from), session: 1, message });
+            assert!(!answer.iter().any(|action| matches!(action, Action::Close { .. })), "{answer:?}");
+            waiting.push_back((!by_a, answer));
+        }
+        for (by_a, node, peer) in [(true, &mut *a, "b"), (false, &mut *b, "a")] {
+            let event = Event::Sent { peer: name(peer), session: 1, frames: 99, bytes: 1 << 30 };
+            let more = node.handle_at(now_ms, event);
+            if !sent(&more).is_empty() {
+                waiting.push_back((by_a, more));
+            }
+        }
+    }
+    bytes
+}
+
+fn link(a: &mut Node, b: &mut Node, now_ms: u64) {
+    let said_a = a.handle_at(now_ms, Event::Connected { peer: name("b"), session: 1 });
+    let said_b = b.handle_at(now_ms, Event::Connected { peer: name("a"), session: 1 });
+    talk(a, b, now_ms, vec![(true, said_a), (false, said_b)]);
+}
+
+fn tick(a: &mut Node, b: &mut Node, now_ms: u64) {
+    let said_a = a.handle_at(now_ms, Event::Tick);
+    let said_b = b.handle_at(now_ms, Event::Tick);
+    talk(a, b, now_ms, vec![(true, said_a), (false, said_b)]);
+}
+
+#[test]
+fn a_tombstone_that_both_have_is_collected_after_the_grace_and_what_is_as_old_is_refused() {
+    let (mut a, mut b) = (Node::new("a").small(), Node::new("b").small());
+    let members: BTreeSet<NodeName> = ["a", "b"].map(name).into();
+    for node in [&mut a, &mut b] {
+        node.handle(Event::Roster(members.clone()));
+    }
+    link(&mut a, &mut b, NOW_MS);
+    let said = [set("1"), Write::Delete].map(|write| (true, a.write("k", write)));
+    talk(&mut a, &mut b, NOW_MS, said.into());
+    let old = entry("c", 1, Stamp::at_ms(NOW_MS), "k");
+    for tick in 1..40 {
+        self::tick(&mut a, &mut b, NOW_MS + tick * TICK_MS);
+    }
+    for node in [&mut a, &mut b] {
+        assert_eq!(node.engine.scan(layout::RECORDS, layout::RECORDS, 9).unwrap(), [], "collected");
+        assert_eq!(node.engine.scan(layout::INDEX, layout::INDEX, 9).unwrap(), []);
+        assert_eq!(node.engine.scan(layout::ENDS, layout::ENDS, 9).unwrap(), []);
+    }
+    let actions = a.hear("b", batch(vec![old]));
+    assert!(actions.iter().any(|action| matches!(action, Action::Notify(Notice::Stale { entries: 1, .. }))));
+    assert_eq!(a.value("k"), None);
+}
+
+#[test]
+fn a_proof_repairs_what_is_lacking_though_the_vectors_are_equal_and_scans_no_row() {
+    let (mut a, mut b) = (Node::new("a"), Node::new("b"));
+    link(&mut a, &mut b, NOW_MS);
+    for number in 0..20 {
+        let actions = a.write(&format!("k{number}"), set("v"));
+        talk(&mut a, &mut b, NOW_MS, vec![(true, actions)]);
+    }
+    assert_eq!(b.replica.vector().get(a.replica.origin()), 20);
+    // Behind the replica's back, b loses one record and its row of the index.
+    let dot = Dot { origin: a.replica.origin().clone(), seq: 7 };
+    let mut damage = Batch::default();
+    damage.remove(layout::record(&key("k6")));
+    damage.remove(layout::index(&dot));
+    b.engine.apply(damage).unwrap();
+    let mut again = Node::on("b", Arc::clone(&b.engine));
+    again.handle(Event::Tick);
+    assert_eq!(again.value("k6"), None);
+    let mut b = again;
+    a.handle(Event::Disconnected { peer: name("b"), session: 1 });
+    link(&mut a, &mut b, NOW_MS);
+    assert_eq!(b.value("k6"), None, "the vectors say that nothing is lacking");
+    a.replica = a.replica.with_limits(Limits { prove_ticks: 1, ..Limits::default() });
+    let actions = a.handle(Event::Tick);
+    talk(&mut a, &mut b, NOW_MS, vec![(true, actions)]);
+    assert_eq!(b.value("k6"), Some(Bytes::from_static(b"v")));
+    let proved = a.replica.counts().proved;
+    let actions = a.handle(Event::Tick);
+    talk(&mut a, &mut b, NOW_MS, vec![(true, actions)]);
+    assert_eq!(a.replica.counts().proved, proved + 1);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_healed_from_a_peer_and_the_proof_still_agrees() {
+    let (mut a, mut b) = (Node::new("a"), Node::new("b"));
+    link(&mut a, &mut b, NOW_MS);
+    let actions = a.write("k", set("1"));
+    talk(&mut a, &mut b, NOW_MS, vec![(true, actions)]);
+    let row = layout::record(&key("k"));
+    let mut bytes = a.engine.get(&row).unwrap().unwrap().to_vec();
+    bytes[20] ^= 1;
+    let mut damage = Batch::default();
+    damage.put(row, bytes);
+    a.engine.apply(damage).unwrap();
+    let asks = a.handle(Event::Heal(key("k")));
+    talk(&mut a, &mut b, NOW_MS, vec![(true, asks)]);
+    assert_eq!(a.value("k"), Some(Bytes::from_static(b"1")));
+    a.replica = a.replica.with_limits(Limits { prove_ticks: 1, ..Limits::default() });
+    let actions = a.handle(Event::Tick);
+    talk(&mut a, &mut b, NOW_MS, vec![(true, actions)]);
+    assert_eq!(a.replica.counts().proved, 1);
+}
+
+#[test]
+fn cells_that_say_nothing_true_change_nothing() {
+    let (mut a, mut b) = (Node::new("a"), Node::new("b"));
+    link(&mut a, &mut b, NOW_MS);
+    a.write("k", set("1"));
+    let cell = crate::sketch::Cell { items: 99, checks: 1, count: 1 };
+    for part in [Part::Group { number: 0, of: 1 }, Part::Span(crate::sketch::Span::at(1, 0))] {
+        a.hear("b", Message::Symbols(vec![Symbols { part, cells: vec![cell; 3] }]));
+    }
+    a.hear("b", Message::Want { items: vec![1, 2, 3], keys: vec![key("none")] });
+    assert_eq!(a.value("k"), Some(Bytes::from_static(b"1")));
+}
+
+#[test]
+fn a_clock_that_two_peers_call_wrong_takes_no_writes() {
+    let mut node = Node::new("a");
+    for peer in ["b", "c"] {
+        node.greet(peer, VersionVector::default());
+        let ping = Ping { sent_ms: NOW_MS + 5_000, echo_ms: NOW_MS - 20, held_ms: 0 };
+        let message =
+            Message::Announce { changed: VersionVector::default(), reach: Reach::default(), ping, rows: Vec::new() };
+        node.hear(peer, message);
+    }
+    let refused = node.write("k", set("1"));
+    assert!(matches!(refused[..], [Action::Done { result: Err(WriteError::ClockUnsafe { .. }), .. }]), "{refused:?}");
+    // What others write now is not from the future, though this clock says so.
+    node.hear("b", batch(vec![entry("b", 1, Stamp::at_ms(NOW_MS + 4_900), "k")]));
+    assert!(node.value("k").is_some());
+}
+
+#[test]
+fn a_write_that_lost_against_one_that_had_not_seen_it_is_counted() {
+    let mut node = Node::new("a");
+    node.greet("b", VersionVector::default());
+    node.write("k", set("1"));
+    node.hear("b", batch(vec![entry("b", 1, Stamp::at_ms(NOW_MS + 1), "k")]));
+    assert_eq!(node.replica.counts().conflicts, 1);
+    let mut seen = entry("b", 2, Stamp::at_ms(NOW_MS + 9), "k");
+    node.write("k", set("2"));
+    seen.prev = read::record(node.engine.as_ref(), &key("k")).unwrap().base().unwrap().dot.mark();
+    node.hear("b", batch(vec![seen]));
+    assert_eq!(node.replica.counts().conflicts, 1);
 }

@@ -37,7 +37,7 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    fn encode(&self) -> Bytes {
+    pub(super) fn encode(&self) -> Bytes {
         let mut out = MARK.to_vec();
         out.put_u64(self.upload);
         out.put_u64(self.bytes);
@@ -61,11 +61,33 @@ impl Manifest {
         usize::try_from(self.bytes).unwrap_or(usize::MAX)
     }
 
+    /// Which upload of its node made it.
+    pub(super) fn upload(&self) -> u64 {
+        self.upload
+    }
+
+    /// Whether this node wrote it.
+    pub(super) fn is_of(&self, node: &NodeName) -> bool {
+        self.node == *node
+    }
+
     fn keys(&self) -> impl Iterator<Item = String> {
         // A length that no writer makes must not make a reader look for ever.
         let chunks = self.bytes().min(LARGE_BYTES_MAX).div_ceil(CHUNK_BYTES);
-        (0..chunks).map(|number| format!("{HIDDEN}chunk/{}/{:016x}/{number:04}", self.node, self.upload))
+        let prefix = own_chunks(&self.node);
+        (0..chunks).map(move |number| format!("{prefix}{:016x}/{number:04}", self.upload))
     }
+}
+
+/// How the keys of chunks begin that a node wrote.
+pub(super) fn own_chunks(node: &NodeName) -> String {
+    format!("{HIDDEN}chunk/{node}/")
+}
+
+/// The upload that a chunk's key is of.
+pub(super) fn upload_of(key: &str) -> Option<u64> {
+    let mut fields = key.strip_prefix(HIDDEN)?.split('/').skip(2);
+    u64::from_str_radix(fields.next()?, 16).ok()
 }
 
 /// Whether a value can't be kept as it is.
@@ -80,8 +102,13 @@ fn sum(value: &[u8]) -> [u8; HASH_BYTES] {
 }
 
 impl Kv {
-    /// Writes the chunks of a value. Returns what the key's value shall be.
-    pub(super) async fn put_chunks(&self, store: &StoreName, value: Bytes) -> Result<Bytes, KvError> {
+    /// Writes the chunks of a value, which end when it does. Returns what names them.
+    pub(super) async fn put_chunks(
+        &self,
+        store: &StoreName,
+        value: Bytes,
+        expires_ms: Option<u64>,
+    ) -> Result<Manifest, KvError> {
         let manifest = Manifest {
             node: self.shared.node.clone(),
             upload: rand::random(),
@@ -91,12 +118,13 @@ impl Kv {
         let mut rest = value;
         for key in manifest.keys() {
             let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
-            if let Err(error) = self.write(store, &key, chunk.len(), Write::Set(chunk), None).await {
+            let write = Write::Set { value: chunk, expires_ms };
+            if let Err(error) = self.write(store, &key, write, None).await {
                 self.remove_chunks(store, &manifest).await;
                 return Err(error);
             }
         }
-        Ok(manifest.encode())
+        Ok(manifest)
     }
 
     /// The value that a manifest names.
@@ -114,7 +142,7 @@ impl Kv {
     /// Deletes the chunks of a value that was replaced. What fails stays and does no harm but take space.
     pub(super) async fn remove_chunks(&self, store: &StoreName, manifest: &Manifest) {
         for key in manifest.keys() {
-            if let Err(error) = self.write(store, &key, 0, Write::Delete, None).await {
+            if let Err(error) = self.write(store, &key, Write::Delete, None).await {
                 return tracing::warn!(%store, %error, "chunks of a replaced value stay");
             }
         }
@@ -133,6 +161,8 @@ mod tests {
         assert!(must_be_chunked(&value));
         let keys: Vec<String> = manifest.keys().collect();
         assert_eq!((keys.len(), keys[2].as_str()), (3, "\u{10ffff}chunk/fra-1/0000000000000007/0002"));
+        assert_eq!(upload_of(&keys[2]), Some(7));
+        assert!(keys[2].starts_with(&own_chunks(&"fra-1".parse().unwrap())));
         for length in 0..value.len() - "fra-1".len() + 1 {
             assert_eq!(Manifest::of(&value.slice(..length)), None, "{length}");
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use selvage_config::StoreName;
 
 use super::{HIDDEN, Kv, KvError, Listed, listed};
+use crate::commit::now_ms;
 use crate::entry::Key;
 use crate::layout;
 use crate::read::{self, Found, ReadError};
@@ -78,7 +79,7 @@ impl Kv {
             Err(ReadError::Corrupt(error)) => Err(error),
             Err(ReadError::Engine(error)) => return Err(KvError::Engine(error)),
         };
-        let exists = record.as_ref().map_or(true, |record| record.exists());
-        Ok(Change { key: listed(Found { name: key.name, record }), exists })
+        let exists = record.as_ref().map_or(true, |record| record.exists(now_ms()));
+        Ok(Change { key: listed(Found { name: key.name, record }, now_ms()), exists })
     }
 }
