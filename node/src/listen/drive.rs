@@ -140,10 +140,12 @@ pub(super) async fn drive(
     let mut look = pin!(sleep(times.head));
     let mut left = None;
     loop {
-        // The connection and the clock are polled by reference; the others may be dropped.
+        // The connection and the clock are polled by reference; the others may be dropped. That it is time to leave is seen
+        // before the next request, whose answer has to say so.
         let leave = tokio::select! {
-            ended = connection.as_mut() => return Ok(ended?),
+            biased;
             () = stop.cancelled(), if left.is_none() => true,
+            ended = connection.as_mut() => return Ok(ended?),
             () = activity.urged() => {
                 if activity.is_choked() {
                     connection.as_mut().drain();
