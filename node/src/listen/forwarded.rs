@@ -20,6 +20,7 @@ const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 
 /// Puts the client, and whether TLS carried its request, in the place of the trusted proxy that passed it on.
 pub(super) fn believe(front: &Front, request: &mut Request) {
+    request.client = plain(request.client);
     if !has(&front.forwarded_from, request.client.ip()) {
         return;
     }
@@ -40,8 +41,13 @@ pub(super) fn believe(front: &Front, request: &mut Request) {
         _ => {}
     }
     if let Some(client) = client {
-        request.client = client;
+        request.client = plain(client);
     }
+}
+
+/// An IPv4 client of a socket for both families has the address that everybody knows it by (RFC 4291 2.5.5.2).
+fn plain(client: SocketAddr) -> SocketAddr {
+    SocketAddr::new(client.ip().to_canonical(), client.port())
 }
 
 /// The first hop that nobody whom we trust stands behind.
@@ -115,6 +121,14 @@ mod tests {
         };
         believe(&front, &mut request);
         (request.client.to_string(), request.secure)
+    }
+
+    #[test]
+    fn an_ipv4_client_of_a_socket_for_both_families_is_one() {
+        let field = ForwardedField::XForwardedFor;
+        assert_eq!(believed(field, "::ffff:192.0.2.7", &[]).0, "192.0.2.7:1");
+        let through = [("x-forwarded-for", "::ffff:192.0.2.7")];
+        assert_eq!(believed(field, "::ffff:10.0.0.1", &through).0, "192.0.2.7:0");
     }
 
     #[test]
