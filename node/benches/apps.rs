@@ -34,14 +34,7 @@ pub(crate) const NUMBERS: u32 = 100_000;
 
 /// What all apps stand on: state in `dir`, compiled code in `compiled`, engines as a node has them.
 pub(crate) async fn base(dir: &Path, compiled: &Path) -> anyhow::Result<Base> {
-    let options = selvage_sync::Options {
-        node: "node".parse()?,
-        region: "here".parse()?,
-        directory: dir.join("kv"),
-        listen: None,
-        tls: None,
-        kept: Default::default(),
-    };
+    let options = selvage_sync::Options::alone("node".parse()?, "here".parse()?, dir.join("kv"), Default::default());
     let kv = Kv::open(options, Arc::new(|_| None)).await?;
     Ok(Base {
         engines: Engines::new(&EngineOptions::default())?,

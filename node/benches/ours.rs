@@ -57,14 +57,8 @@ impl Ours {
         let app = App::of_component("bench".parse()?, "guest".parse()?, digest);
         let fetched = Fetched::of_files(&app, BTreeMap::from([(digest, guest.bytes.clone())]));
         let verified = verify(fetched, &Policy::LocalFiles.into())?;
-        let options = selvage_sync::Options {
-            node: "node".parse()?,
-            region: "here".parse()?,
-            directory: state.path().join("kv"),
-            listen: None,
-            tls: None,
-            kept: Default::default(),
-        };
+        let options =
+            selvage_sync::Options::alone("node".parse()?, "here".parse()?, state.path().join("kv"), Default::default());
         let kv = Kv::open(options, Arc::new(|_| None)).await?;
         let egress = Arc::new(Egress::new(&EgressOptions::default())?);
         let name = "guest".parse()?;

@@ -119,14 +119,12 @@ pub(crate) mod tests {
     /// These stores and the variable `greeting`.
     pub(crate) async fn grants(stores: &[&str]) -> (Grants, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
-        let options = selvage_sync::Options {
-            node: "node".parse().unwrap(),
-            region: "here".parse().unwrap(),
-            directory: dir.path().join("kv"),
-            listen: None,
-            tls: None,
-            kept: Default::default(),
-        };
+        let options = selvage_sync::Options::alone(
+            "node".parse().unwrap(),
+            "here".parse().unwrap(),
+            dir.path().join("kv"),
+            Default::default(),
+        );
         let grants = Grants {
             app: "test".parse().unwrap(),
             component: "guest".parse().unwrap(),

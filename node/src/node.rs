@@ -285,14 +285,7 @@ impl Node {
         let ways_out = WaysOut::new(&egress)?;
         let state = State::open(dir)?;
         let (name, region) = local();
-        let kv_options = KvOptions {
-            node: name.clone(),
-            region: region.clone(),
-            directory: dir.join("kv"),
-            listen: None,
-            tls: None,
-            kept: KeptBy::default(),
-        };
+        let kv_options = KvOptions::alone(name.clone(), region.clone(), dir.join("kv"), KeptBy::default());
         let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
         for (label, key, value) in options.values {
             kv.set(&StoreName::of(&options.bundle.app.name, &label), &key, value).await?;

@@ -76,14 +76,12 @@ fn key(number: u64) -> String {
 }
 
 async fn open(directory: &Path, engine: KvEngine) -> Kv {
-    let options = Options {
-        node: "bench".parse().unwrap(),
-        region: "here".parse().unwrap(),
-        directory: directory.to_owned(),
-        listen: None,
-        tls: None,
-        kept: Kept { engine, ..Kept::default() },
-    };
+    let options = Options::alone(
+        "bench".parse().unwrap(),
+        "here".parse().unwrap(),
+        directory.to_owned(),
+        Kept { engine, ..Kept::default() },
+    );
     Kv::open(options, Arc::new(|_| None)).await.unwrap()
 }
 

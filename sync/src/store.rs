@@ -59,6 +59,13 @@ pub struct Options {
     pub kept: KeptBy,
 }
 
+impl Options {
+    /// Of a KV that has no peers.
+    pub fn alone(node: NodeName, region: Region, directory: PathBuf, kept: KeptBy) -> Self {
+        Self { node, region, directory, listen: None, tls: None, kept }
+    }
+}
+
 /// Both sides of mutual TLS between peers. The link sets the protocol on clones of them.
 pub struct Tls {
     /// For peers that connect here. It must demand certificates.

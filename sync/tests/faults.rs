@@ -55,14 +55,7 @@ fn store() -> StoreName {
 }
 
 async fn open(directory: &Path, engine: KvEngine) -> Kv {
-    let options = Options {
-        node: "a".parse().unwrap(),
-        region: "fra".parse().unwrap(),
-        directory: directory.to_owned(),
-        listen: None,
-        tls: None,
-        kept: kept(engine),
-    };
+    let options = Options::alone("a".parse().unwrap(), "fra".parse().unwrap(), directory.to_owned(), kept(engine));
     Kv::open(options, Arc::new(|_| None)).await.unwrap()
 }
 

@@ -29,7 +29,7 @@ pub async fn check(bundle: Bundle, compiled_dir: Option<PathBuf>) -> Result<(), 
     let state = State::open(directory.path())?;
     let (node, region) = local();
     let kept = KeptBy { engine: KvEngine::Memory, ..KeptBy::default() };
-    let kv_options = KvOptions { node, region, directory: directory.path().join("kv"), listen: None, tls: None, kept };
+    let kv_options = KvOptions::alone(node, region, directory.path().join("kv"), kept);
     let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
     let compiled = compiled_dir.unwrap_or_else(|| directory.path().join(super::COMPILED));
     let ways_out = WaysOut::new(&EgressConfig::default())?;

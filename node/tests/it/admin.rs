@@ -40,14 +40,7 @@ fn status() -> Status {
 async fn parts() -> (TempDir, AdminParts) {
     let directory = tempfile::tempdir().unwrap();
     let (node, region) = (status().node, status().region);
-    let options = Options {
-        node: node.clone(),
-        region: region.clone(),
-        directory: directory.path().into(),
-        listen: None,
-        tls: None,
-        kept: Default::default(),
-    };
+    let options = Options::alone(node.clone(), region.clone(), directory.path().into(), Default::default());
     let kv = Kv::open(options, Arc::new(|_| None)).await.unwrap();
     let parts = Arc::new(Parts::new(node, region, 10, Metrics::new()));
     (directory, AdminParts { parts, kv: Some(kv), status: Arc::new(status) })

@@ -75,14 +75,12 @@ struct Guest {
 impl Guest {
     async fn new(name: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let options = selvage_sync::Options {
-            node: "node".parse().unwrap(),
-            region: "here".parse().unwrap(),
-            directory: state.path().join("kv"),
-            listen: None,
-            tls: None,
-            kept: Default::default(),
-        };
+        let options = selvage_sync::Options::alone(
+            "node".parse().unwrap(),
+            "here".parse().unwrap(),
+            state.path().join("kv"),
+            Default::default(),
+        );
         let kv = Kv::open(options, Arc::new(|_| None)).await.unwrap();
         let grants = Grants {
             app: "test".parse().unwrap(),

@@ -6,14 +6,12 @@ use super::*;
 use crate::store::{Kv, Options};
 
 async fn open(directory: &Path, engine: KvEngine) -> Kv {
-    let options = Options {
-        node: "a".parse().unwrap(),
-        region: "fra".parse().unwrap(),
-        directory: directory.to_owned(),
-        listen: None,
-        tls: None,
-        kept: Kept { engine, ..Kept::default() },
-    };
+    let options = Options::alone(
+        "a".parse().unwrap(),
+        "fra".parse().unwrap(),
+        directory.to_owned(),
+        Kept { engine, ..Kept::default() },
+    );
     Kv::open(options, Arc::new(|_| None)).await.unwrap()
 }
 

@@ -153,14 +153,12 @@ mod tests {
     const LARGE_BYTES: usize = 1_200_000;
 
     async fn open(directory: &std::path::Path) -> Kv {
-        let options = Options {
-            node: "a".parse().unwrap(),
-            region: "fra".parse().unwrap(),
-            directory: directory.to_owned(),
-            listen: None,
-            tls: None,
-            kept: Kept { engine: KvEngine::Memory, ..Kept::default() },
-        };
+        let options = Options::alone(
+            "a".parse().unwrap(),
+            "fra".parse().unwrap(),
+            directory.to_owned(),
+            Kept { engine: KvEngine::Memory, ..Kept::default() },
+        );
         Kv::open(options, Arc::new(|_| None)).await.unwrap()
     }
 

@@ -9,14 +9,7 @@ use tempfile::TempDir;
 use crate::fleet::{identify, region, store};
 
 async fn alone(directory: &TempDir) -> Kv {
-    let options = Options {
-        node: "a".parse().unwrap(),
-        region: region(),
-        directory: directory.path().to_owned(),
-        listen: None,
-        tls: None,
-        kept: Default::default(),
-    };
+    let options = Options::alone("a".parse().unwrap(), region(), directory.path().to_owned(), Default::default());
     Kv::open(options, identify()).await.unwrap()
 }
 
@@ -195,14 +188,12 @@ async fn of_swaps_at_once_each_counts_once() {
 #[tokio::test]
 async fn a_full_store_refuses_own_writes_until_something_is_deleted() {
     let directory = tempfile::tempdir().unwrap();
-    let options = Options {
-        node: "a".parse().unwrap(),
-        region: region(),
-        directory: directory.path().to_owned(),
-        listen: None,
-        tls: None,
-        kept: selvage_config::node::Kv { store_mib_max: 1, total_mib_max: 2, ..Default::default() },
-    };
+    let options = Options::alone(
+        "a".parse().unwrap(),
+        region(),
+        directory.path().to_owned(),
+        selvage_config::node::Kv { store_mib_max: 1, total_mib_max: 2, ..Default::default() },
+    );
     let kv = Kv::open(options, identify()).await.unwrap();
     let half = Bytes::from(vec![1; 500_000]);
     kv.set(&store(), "a", half.clone()).await.unwrap();

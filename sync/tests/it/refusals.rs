@@ -135,14 +135,8 @@ async fn a_directory_that_is_open_is_not_opened_again() {
     let authority = Authority::create("test").unwrap();
     let directory = tempfile::tempdir().unwrap();
     let kv = open("a", directory.path(), tls(&authority, "a")).await;
-    let options = selvage_sync::Options {
-        node: "a".parse().unwrap(),
-        region: region(),
-        directory: directory.path().to_owned(),
-        listen: None,
-        tls: None,
-        kept: Default::default(),
-    };
+    let options =
+        selvage_sync::Options::alone("a".parse().unwrap(), region(), directory.path().to_owned(), Default::default());
     assert!(matches!(Kv::open(options, crate::fleet::identify()).await, Err(selvage_sync::OpenError::Engine { .. })));
     kv.set(&store(), "k", Bytes::from_static(b"1")).await.unwrap();
     kv.close().await;
