@@ -54,19 +54,34 @@ fn any() -> SocketAddr {
 async fn over(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: http::Request<Full<Bytes>>,
-) -> (u16, Bytes) {
+) -> http::Response<Bytes> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     let driver = tokio::spawn(connection);
     let response = sender.send_request(request).await.unwrap();
-    let status = response.status().as_u16();
-    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
     driver.abort();
-    (status, body)
+    http::Response::from_parts(head, body)
 }
 
 async fn ask(admin: &Admin, method: &str, path: &str, body: impl Into<Bytes>) -> (u16, Bytes) {
+    let answer = ask_in_session(admin, method, path, body, None).await;
+    (answer.status().as_u16(), answer.into_body())
+}
+
+/// Asks with the token of a session.
+async fn ask_in_session(
+    admin: &Admin,
+    method: &str,
+    path: &str,
+    body: impl Into<Bytes>,
+    token: Option<&str>,
+) -> http::Response<Bytes> {
     let address = admin.address();
-    let request = http::Request::builder().method(method).uri(path).header("host", address.to_string());
+    let mut request = http::Request::builder().method(method).uri(path).header("host", address.to_string());
+    if let Some(token) = token {
+        request = request.header("selvage-kv-token", token);
+    }
     over(TcpStream::connect(address).await.unwrap(), request.body(Full::new(body.into())).unwrap()).await
 }
 
@@ -108,6 +123,38 @@ async fn values_are_written_and_read_as_they_are() {
     assert_eq!(read(&rest), json!({"keys": [], "after": null}));
     assert_eq!(ask(&admin, "DELETE", "/kv/hello/default/a%2Fb%20c", "").await.0, 204);
     assert_eq!(ask(&admin, "GET", "/kv/hello/default/a%2Fb%20c", "").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_value_ends_when_its_writer_said() {
+    let (_directory, parts) = parts().await;
+    let admin = Admin::bind(any(), None, parts).await.unwrap();
+    for query in ["ttl_ms=0", "ttl_ms=soon", "ttl_ms=-1", "ttl=1"] {
+        assert_eq!(ask(&admin, "PUT", &format!("/kv/hello/default/k?{query}"), "v").await.0, 400, "{query}");
+    }
+    assert_eq!(ask(&admin, "PUT", "/kv/hello/default/long?ttl_ms=3600000", "v").await.0, 204);
+    assert_eq!(ask(&admin, "PUT", "/kv/hello/default/short?ttl_ms=20", "v").await.0, 204);
+    let begun = Instant::now();
+    while ask(&admin, "GET", "/kv/hello/default/short", "").await.0 != 404 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it has not ended");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(ask(&admin, "GET", "/kv/hello/default/long", "").await, (200, "v".into()));
+}
+
+#[tokio::test]
+async fn a_session_reads_what_it_wrote_and_a_token_that_is_none_is_refused() {
+    let (_directory, parts) = parts().await;
+    let admin = Admin::bind(any(), None, parts).await.unwrap();
+    let written = ask_in_session(&admin, "PUT", "/kv/hello/default/k", "v", None).await;
+    let token = written.headers()["selvage-kv-token"].to_str().unwrap();
+    let read = ask_in_session(&admin, "GET", "/kv/hello/default/k", "", Some(token)).await;
+    assert_eq!((read.status().as_u16(), &read.body()[..]), (200, &b"v"[..]));
+    for bad in ["x", "fra-1.1", "fra-1.1.1.1", "fra-1.g.1", "Fra 1.1.1"] {
+        let refused = ask_in_session(&admin, "GET", "/kv/hello/default/k", "", Some(bad)).await;
+        assert_eq!(refused.status(), 400, "{bad}");
+        assert!(String::from_utf8_lossy(refused.body()).contains("hint"), "{bad}");
+    }
 }
 
 #[tokio::test]
@@ -156,7 +203,7 @@ async fn without_tls_only_this_machine_and_no_web_page_is_let_in() {
             request = request.header(*name, *value);
         }
         let stream = TcpStream::connect(admin.address()).await.unwrap();
-        assert_eq!(over(stream, request.body(Full::default()).unwrap()).await.0, want, "{fields:?}");
+        assert_eq!(over(stream, request.body(Full::default()).unwrap()).await.status(), want, "{fields:?}");
     }
 }
 
@@ -176,6 +223,6 @@ async fn with_tls_only_operators_and_the_control_plane_are_let_in() {
         let tcp = TcpStream::connect(admin.address()).await.unwrap();
         let stream = connector.connect(ServerName::try_from(node.tls_name()).unwrap(), tcp).await.unwrap();
         let request = http::Request::get("/status").header("host", node.tls_name()).body(Full::default()).unwrap();
-        assert_eq!(over(stream, request).await.0, want, "{role}");
+        assert_eq!(over(stream, request).await.status(), want, "{role}");
     }
 }

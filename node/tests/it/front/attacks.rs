@@ -3,8 +3,9 @@
 use super::frames::*;
 use super::*;
 
-/// Frames or requests that one attack sends at most.
-const ITEMS_MAX: u32 = 200_000;
+/// Frames or requests that one attack sends at most. Even of the smallest that is more than the system's own buffers hold,
+/// which fill before a busy node reads at all.
+const ITEMS_MAX: u32 = 2_000_000;
 
 /// What one attack sends: its beginning, and the bytes of one item by its number.
 type Item = fn(u32) -> Vec<u8>;
@@ -94,7 +95,6 @@ async fn every_attack_by_frames_ends_with_its_connection() {
     for (name, item) in ATTACKS {
         let (count, closed) = attack(&front, *item, !name.contains("nobody reads")).await;
         assert!(closed, "{name}: the connection lives on after {count}");
-        // What the system holds in its buffers is counted here too.
         assert!(count < ITEMS_MAX, "{name}: all went through");
         let mut raw = Raw::connect(&front, &[]).await;
         raw.send(&ask(1)).await;
