@@ -31,8 +31,9 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     let started = ControlPlane::start(config).await;
     let control_plane = started.map_err(|error| failure("start the control plane", &error, None))?;
     let address = control_plane.address();
+    let stopped = stopped();
     output.answer(&serde_json::json!({ "address": address }), format_args!("control plane at https://{address}"));
-    stopped().await;
+    stopped.await;
     control_plane.stop().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -51,16 +51,17 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
         fleet.stop().await;
         return Err(error);
     }
+    let stopped = stopped();
     output.progress(format_args!("ready after {:.1} s", began.elapsed().as_secs_f64()));
     let code = if arguments.check {
         // Dropping the tour in the middle loses nothing: the fleet is stopped below.
         tokio::select! {
             code = tour::walk(&mut fleet, output) => code,
-            () = stopped() => ExitCode::FAILURE,
+            () = stopped => ExitCode::FAILURE,
         }
     } else {
         output.answer(&fleet.description(), description(&fleet));
-        stopped().await;
+        stopped.await;
         output.progress("stopping");
         ExitCode::SUCCESS
     };

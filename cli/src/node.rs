@@ -55,10 +55,11 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
         shown(status.replication),
         shown(status.admin)
     );
+    let stopped = stopped();
     output.answer(&status, text);
     // Both branches only wait: dropping the loser loses nothing.
     tokio::select! {
-        () = stopped() => output.progress("draining"),
+        () = stopped => output.progress("draining"),
         () = node.succeeded() => output.progress("a new process has taken over; draining"),
     }
     node.drain().await;
@@ -73,17 +74,31 @@ pub(crate) fn load(path: &std::path::Path) -> Result<NodeConfig, Report> {
     Ok(NodeConfig::parse(path, &text).map_err(|error: Invalid| error)?)
 }
 
-/// Waits for SIGTERM or Ctrl-C.
-pub(crate) async fn stopped() {
+/// Waits for SIGTERM or Ctrl-C. One that comes between the call and the first poll counts too: whoever says that it serves
+/// must have called this before.
+pub(crate) fn stopped() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        // Without handlers the signals' default action ends the process.
-        return std::future::pending().await;
-    };
-    // Both branches only wait: dropping the loser loses nothing.
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async {
+        let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+            // Without handlers the signals' default action ends the process.
+            return std::future::pending().await;
+        };
+        // Both branches only wait: dropping the loser loses nothing.
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[tokio::test]
+    async fn a_signal_counts_from_the_moment_that_somebody_means_to_wait_for_it() {
+        let stopped = super::stopped();
+        let own = std::process::id().to_string();
+        assert!(std::process::Command::new("kill").args(["-TERM", &own]).status().unwrap().success());
+        stopped.await;
     }
 }

@@ -138,12 +138,13 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     })?;
     let addresses = node.addresses();
     let address = addresses.https.or(addresses.http);
+    let stopped = stopped();
     let base = address.map_or(String::new(), |a| format!("{}://{a}", if secure { "https" } else { "http" }));
     if !quiet {
         let answer = serde_json::json!({ "app": app.name, "url": base });
         output.answer(&answer, routes(&app, &base));
     }
-    stopped().await;
+    stopped.await;
     node.drain().await;
     Ok(ExitCode::SUCCESS)
 }
