@@ -88,7 +88,11 @@ impl Client {
 /// Sends a request; an answer that is no success becomes an error with the server's own words.
 pub(crate) async fn send(request: RequestBuilder, tried: &str) -> Result<Response, Report> {
     let hint = "is the control plane (or node) running, and reachable at that address?";
-    let response = request.send().await.map_err(|error| failure(tried, &error, Some(hint)))?;
+    accepted(request.send().await.map_err(|error| failure(tried, &error, Some(hint)))?, tried).await
+}
+
+/// An answer that is none of a mistake; else what the other side says of it.
+pub(crate) async fn accepted(response: Response, tried: &str) -> Result<Response, Report> {
     let status = response.status();
     if status.is_success() || status == StatusCode::NOT_MODIFIED {
         return Ok(response);

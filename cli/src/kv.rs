@@ -12,7 +12,7 @@ use miette::Report;
 use reqwest::{Method, StatusCode};
 use selvage_config::{NodeName, StoreName};
 
-use crate::client::{Client, json, send};
+use crate::client::{Client, accepted, json, send};
 use crate::context::ContextArguments;
 use crate::output::{Output, failed, failure, table, wrong};
 
@@ -26,7 +26,7 @@ const TOKEN: &str = "selvage-kv-token";
 )]
 pub(crate) struct Arguments {
     /// Which node. The commands with --dir need none.
-    #[arg(long)]
+    #[arg(long, global = true)]
     node: Option<NodeName>,
 
     #[command(flatten)]
@@ -136,7 +136,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
             if response.status() == StatusCode::NOT_FOUND {
                 return Err(failed(format!("{store} has no key {key:?} on {node}"), None));
             }
-            let response = response.error_for_status().map_err(|error| failure("read the key", &error, None))?;
+            let response = accepted(response, "read the key").await?;
             output.bytes(&response.bytes().await.map_err(|error| failure("read the value", &error, None))?);
         }
         Action::Set { store, key, value: text, file, ttl_ms, token } => {

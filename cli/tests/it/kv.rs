@@ -6,6 +6,7 @@ use std::sync::Arc;
 use selvage_config::node::{Kv as Kept, KvEngine};
 use selvage_sync::{Kv, Options};
 
+use crate::by_hand::Fleet;
 use crate::program::{finish, selvage, well};
 
 async fn open(directory: &Path, engine: KvEngine) -> Kv {
@@ -80,4 +81,22 @@ fn what_is_no_kv_or_no_snapshot_is_told() {
     assert_eq!(engine.status.code(), Some(2));
     let nobody = finish(selvage().args(["kv", "get", "shop/default", "k"]));
     assert_eq!(nobody.status.code(), Some(2));
+}
+
+#[test]
+fn a_value_ends_and_a_session_is_followed() {
+    let fleet = Fleet::start();
+    let kv = |arguments: &[&str]| fleet.selvage(&[&["kv", "--node", "fra-1"], arguments].concat());
+    let token = well("set", &kv(&["set", "shop/default", "k", "v", "--token"]));
+    assert_eq!(well("get", &kv(&["get", "shop/default", "k", "--token", token.trim()])), "v");
+    let none = kv(&["get", "shop/default", "k", "--token", "nonsense"]);
+    let told = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert!(!none.status.success() && told.contains("not a session's token") && told.contains("help"), "{told}");
+
+    // The node may be named behind the command too.
+    well("set", &fleet.selvage(&["kv", "set", "shop/default", "short", "v", "--ttl-ms", "1", "--node", "fra-1"]));
+    let begun = std::time::Instant::now();
+    while kv(&["get", "shop/default", "short"]).status.success() {
+        assert!(begun.elapsed().as_secs() < 60, "it has not ended");
+    }
 }
