@@ -14,7 +14,14 @@ use crate::output::{Output, failure, wrong};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  selvage control-plane --config /etc/selvage/control-plane.toml")]
 pub(crate) struct Arguments {
-    /// The configuration.
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+/// Which configuration of a control plane.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConfigFile {
+    /// The configuration of the control plane.
     #[arg(
         short,
         long,
@@ -22,12 +29,12 @@ pub(crate) struct Arguments {
         default_value = "control-plane.toml",
         value_name = "FILE"
     )]
-    config: PathBuf,
+    pub(crate) config: PathBuf,
 }
 
 /// Runs the control plane.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Report> {
-    let config = load(&arguments.config)?;
+    let config = load(&arguments.config.config)?;
     let started = ControlPlane::start(config).await;
     let control_plane = started.map_err(|error| failure("start the control plane", &error, None))?;
     let address = control_plane.address();

@@ -7,7 +7,7 @@ use miette::Report;
 use selvage_control_plane::backup::{ADVANCE, BackupError, check, restore};
 
 use crate::backup::described;
-use crate::control_plane::load;
+use crate::control_plane::{ConfigFile, load};
 use crate::output::{Output, failure};
 
 /// `selvage restore`.
@@ -23,15 +23,8 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["sealing_key", "hold"])]
     check: bool,
 
-    /// The configuration of the control plane that will run with it.
-    #[arg(
-        short,
-        long,
-        env = "SELVAGE_CONTROL_PLANE_CONFIG",
-        default_value = "control-plane.toml",
-        value_name = "FILE"
-    )]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
 
     /// The key that values are sealed with: `sealing.key` of the old `state_dir`. Not needed if the configuration names it.
     #[arg(long, value_name = "FILE")]
@@ -50,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Rep
         output.answer(&contents, format_args!("every sum is right: {}", described(&contents)));
         return Ok(ExitCode::SUCCESS);
     }
-    let config = load(config)?;
+    let config = load(&config.config)?;
     let restored = restore(file, &config, sealing_key.as_deref(), *hold).map_err(|error| told(&error))?;
     let nodes = if *hold {
         "nodes keep what they run until somebody changes something".to_owned()

@@ -6,7 +6,7 @@ use std::process::Output;
 use selvage_certs::Authority;
 use selvage_config::Digest;
 
-use crate::program::{Serving, finish, selvage, well};
+use crate::program::{Serving, example, finish, selvage, well};
 
 /// A running control plane and one node that also trusts `.sig` tags.
 pub(crate) struct Fleet {
@@ -101,6 +101,17 @@ impl Fleet {
         let mut next = selvage();
         let next = Serving::start(next.args(["node", "--take-over"]).current_dir(self.directory.path()));
         self.node.replace(next).unwrap()
+    }
+
+    /// Pushes, signs and deploys the example `hello`.
+    pub(crate) fn deploy_hello(&self) {
+        let source = example("hello").display().to_string();
+        let pushed = self.selvage(&["push", "-f", &source, "-o", "json"]);
+        well("push", &pushed);
+        let pushed: serde_json::Value = serde_json::from_slice(&pushed.stdout).unwrap();
+        let reference = format!("hello@{}", pushed["manifest"].as_str().unwrap());
+        well("sign", &self.selvage(&["sign", &reference, "--key", "release.key"]));
+        well("deploy", &self.selvage(&["deploy", &reference]));
     }
 
     /// Where the node answers.

@@ -12,7 +12,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, SignatureScheme};
 
 use crate::by_hand::Fleet;
 use crate::peers::have;
-use crate::program::{example, finish, well};
+use crate::program::{finish, well};
 
 const HOST: &str = "hello.localhost";
 
@@ -63,13 +63,7 @@ async fn a_trusted_proxy_tells_who_the_client_is_and_old_clients_get_the_key_tha
     let tables = "[[certificates]]\ncertificate = \"rsa.pem\"\nkey = \"rsa.key\"\n\
                   [front]\nforwarded_from = [\"127.0.0.0/8\"]\n";
     let fleet = Fleet::start_with_front(tables, make_rsa);
-    let source = example("hello").display().to_string();
-    let pushed = fleet.selvage(&["push", "-f", &source, "-o", "json"]);
-    well("push", &pushed);
-    let pushed: serde_json::Value = serde_json::from_slice(&pushed.stdout).unwrap();
-    let reference = format!("hello@{}", pushed["manifest"].as_str().unwrap());
-    well("sign", &fleet.selvage(&["sign", &reference, "--key", "release.key"]));
-    well("deploy", &fleet.selvage(&["deploy", &reference]));
+    fleet.deploy_hello();
 
     let front: SocketAddr = fleet.front().parse().unwrap();
     let mut roots = RootCertStore::empty();

@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::by_hand::Fleet;
-use crate::program::{example, selvage, well};
+use crate::program::selvage;
 
 /// Time for the load to begin.
 const LOAD_BEGINS: Duration = Duration::from_secs(3);
@@ -12,13 +12,7 @@ const LOAD_BEGINS: Duration = Duration::from_secs(3);
 #[test]
 fn a_new_process_takes_over_and_no_request_is_lost() {
     let mut fleet = Fleet::start_with_tls();
-    let source = example("hello").display().to_string();
-    let pushed = fleet.selvage(&["push", "-f", &source, "-o", "json"]);
-    well("push", &pushed);
-    let pushed: serde_json::Value = serde_json::from_slice(&pushed.stdout).unwrap();
-    let reference = format!("hello@{}", pushed["manifest"].as_str().unwrap());
-    well("sign", &fleet.selvage(&["sign", &reference, "--key", "release.key"]));
-    well("deploy", &fleet.selvage(&["deploy", &reference]));
+    fleet.deploy_hello();
 
     let front = fleet.front();
     let port = front.rsplit(':').next().unwrap();
