@@ -118,6 +118,10 @@ pub struct Component {
     /// Whether its requests carry the fields that Spin adds (`spin-*`). Older nodes always add them.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub spin_headers: bool,
+    /// Whether they carry `x-forwarded-for`, `-proto` and `-host`. If the author says nothing, they do where they don't
+    /// carry Spin's, which tell the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwarded_headers: Option<bool>,
 }
 
 fn yes() -> bool {
@@ -278,7 +282,13 @@ impl Component {
             limits: Limits::default(),
             isolation: Isolation::Fresh,
             spin_headers: true,
+            forwarded_headers: None,
         }
+    }
+
+    /// Whether its requests carry `x-forwarded-*`.
+    pub fn tells_forwarded(&self) -> bool {
+        self.forwarded_headers.unwrap_or(!self.spin_headers)
     }
 
     /// The allowed destinations with `values` filled in. An entry that becomes empty is skipped, as Spin does.
@@ -328,7 +338,7 @@ mod tests {
     fn isolation_stands_in_the_document_only_if_it_was_chosen() {
         let mut app = app();
         let fresh = String::from_utf8(app.to_json()).unwrap();
-        assert!(!fresh.contains("isolation") && !fresh.contains("spin_headers"), "{fresh}");
+        assert!(!fresh.contains("isolation") && !fresh.contains("_headers"), "{fresh}");
         app.components.values_mut().next().unwrap().isolation = Isolation::Reuse(isolation::Reuse::default());
         let reused = app.to_json();
         assert_ne!(reused, fresh.as_bytes());

@@ -138,6 +138,7 @@ impl Loading {
             limits: draft.limits,
             isolation: draft.isolation,
             spin_headers: draft.spin_headers,
+            forwarded_headers: draft.forwarded_headers,
         })
     }
 

@@ -77,6 +77,7 @@ pub(crate) struct ComponentDraft {
     pub(crate) limits: Limits,
     pub(crate) isolation: Isolation,
     pub(crate) spin_headers: bool,
+    pub(crate) forwarded_headers: Option<bool>,
 }
 
 /// Files that a guest will see.
@@ -246,7 +247,9 @@ impl Reading<'_> {
         let templates: BTreeMap<_, _> = templates.collect();
         let allowed_outbound_hosts = self.outbound(&raw.allowed_outbound_hosts, field, variables);
         let key_value_stores = self.all(&raw.key_value_stores, &format!("{field}.key_value_stores"));
-        let spin_headers = raw.tool.selvage.as_ref().and_then(|rules| rules.spin_headers).unwrap_or(true);
+        let told = raw.tool.selvage.as_ref();
+        let spin_headers = told.and_then(|rules| rules.spin_headers).unwrap_or(true);
+        let forwarded_headers = told.and_then(|rules| rules.forwarded_headers);
         let (jwt, limits, isolation) = self.rules(raw.tool.selvage, field, issuers);
         let files = raw.files.into_iter().map(|files| {
             let (span, field) = (files.span(), format!("{field}.files"));
@@ -277,6 +280,7 @@ impl Reading<'_> {
             limits,
             isolation,
             spin_headers,
+            forwarded_headers,
         })
     }
 

@@ -180,11 +180,11 @@ impl ActiveApp {
             }
         }
         let route = |(pattern, target)| {
-            let is_spin = match &target {
-                Target::Component(target) => app.components.get(&target.component).is_none_or(|it| it.spin_headers),
-                Target::Static(_) => true,
+            let component = match &target {
+                Target::Component(target) => app.components.get(&target.component),
+                Target::Static(_) => None,
             };
-            Route { fields: OfRoute::new(&pattern, is_spin), pattern, target }
+            Route { fields: OfRoute::new(&pattern, component), pattern, target }
         };
         let routes = routes.into_iter().map(route).collect();
         Ok(Self {

@@ -29,6 +29,7 @@ use crate::listen::head;
 use crate::metrics::{Counted, Metrics, NO_APP, Outcome};
 use crate::names;
 use crate::request::{Body, BodyError, Protocol, Request, Response, empty};
+use crate::route::fields::Told;
 use crate::route::split::{RELEASE, Visitor};
 use crate::route::tally::Went;
 use crate::route::{Found, Table, fields};
@@ -196,7 +197,6 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
         return Ok(answer);
     }
     names::check(&parts.rules, &mut request, &authority)?;
-    request.http.headers_mut().insert(fields::REQUEST_ID, record.id.clone());
     let (fields, address) = (request.http.headers(), request.client.ip());
     let visitor = Visitor { wanted: wanted.as_ref(), fields, address };
     let found = table.find_for(authority.as_str(), request.http.uri().path(), visitor)?;
@@ -206,7 +206,7 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
     if let Some(fixed) = found.fixed() {
         return Ok(fixed);
     }
-    let (route, captures, target) = found.guest().ok_or_else(|| Fault::Node("route without a target".into()))?;
+    let (of_route, captures, target) = found.guest().ok_or_else(|| Fault::Node("route without a target".into()))?;
     let limits = target.pool.limits();
     refuse_large(&request, limits)?;
     let claims = match &target.policy {
@@ -216,7 +216,8 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
         }
         None => None,
     };
-    fields::tell_guest(&mut request, &authority, (route, captures), claims.as_ref());
+    let (authority, claims) = (&authority, claims.as_ref());
+    fields::tell_guest(&mut request, &Told { authority, id: &record.id, of_route, captures, claims });
     let deadline = request.arrived + Duration::from_millis(limits.wall_ms);
     let lease = target.pool.lease(deadline).await?;
     checked(lease.call(request).await?)

@@ -87,6 +87,7 @@ pub(super) struct ComponentRules {
     pub(super) isolation: Option<Spanned<String>>,
     pub(super) reuse: Option<Spanned<Reuse>>,
     pub(super) spin_headers: Option<bool>,
+    pub(super) forwarded_headers: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

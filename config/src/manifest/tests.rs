@@ -178,4 +178,8 @@ fn requests_carry_spins_fields_unless_the_author_says_otherwise() {
     assert!(!told(&with("spin_headers = false")));
     let place = only_place(&with("spin_headers = \"no\""));
     assert_eq!(place.line, Some(51), "{place:?}");
+    let forwarded = |rules: &str| parse(&with(rules)).unwrap().components.values().next().unwrap().forwarded_headers;
+    assert_eq!(forwarded("spin_headers = false"), None);
+    assert_eq!(forwarded("forwarded_headers = true"), Some(true));
+    assert_eq!(only_place(&with("forwarded_headers = 1")).line, Some(51));
 }

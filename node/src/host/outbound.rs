@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderName;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -28,7 +29,7 @@ use selvage_config::node::Egress as Options;
 use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode as ErrorCode2;
 use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode as ErrorCode3;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::pool::Grants;
 
@@ -47,6 +48,8 @@ const ADDRESSES_MAX: usize = 8;
 /// What a guest's outgoing body may hold back in the host: chunks, and bytes of one chunk.
 const BODY_CHUNKS: usize = 4;
 const BODY_CHUNK_BYTES: usize = 64 * 1024;
+/// Fields that no guest sees or sets.
+static FORBIDDEN: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
 
 /// The way out for all guests of a node.
 pub struct Egress {
@@ -289,6 +292,11 @@ impl Hooks {
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 impl WasiHttpHooks for Hooks {
+    /// Asked for each field of each head, so without the list that the default makes each time.
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        FORBIDDEN.contains(name)
+    }
+
     fn set_host_header(&mut self) -> bool {
         false // the client sets it where the protocol has it
     }

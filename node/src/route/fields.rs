@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HOST};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use selvage_config::app::Component;
 use selvage_config::app::route::{Captures, Pattern};
 
 use crate::jwt::Claims;
@@ -50,10 +51,15 @@ const JWT_ISS: HeaderName = HeaderName::from_static("x-jwt-iss");
 const JWT_CLAIMS: HeaderName = HeaderName::from_static("x-jwt-claims");
 
 /// What a route tells the guest of itself, the same for every request.
+///
+/// Each field costs a guest that reads its head some thousand instructions, so nothing is told twice: an author chooses
+/// Spin's fields, those that proxies are known for, both or none.
 #[derive(Debug, Clone)]
 pub struct OfRoute {
     /// What Spin would tell, if the guest is to know.
     spin: Option<OfSpin>,
+    /// Whether it is told `x-forwarded-*`.
+    is_forwarded: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -63,11 +69,14 @@ struct OfSpin {
 }
 
 impl OfRoute {
-    /// The fields of `pattern`, with those of Spin's or without.
-    pub fn new(pattern: &Pattern, is_spin: bool) -> Self {
+    /// The fields of `pattern` that requests for this component carry; none where a fixed answer stands.
+    pub fn new(pattern: &Pattern, component: Option<&Component>) -> Self {
         let value = |text: String| HeaderValue::from_maybe_shared(Bytes::from(text)).ok();
         let spin = || OfSpin { pattern: value(pattern.to_string()), prefix: value(pattern.prefix()) };
-        Self { spin: is_spin.then(spin) }
+        Self {
+            spin: component.is_some_and(|component| component.spin_headers).then(spin),
+            is_forwarded: component.is_some_and(Component::tells_forwarded),
+        }
     }
 }
 
@@ -110,44 +119,69 @@ pub fn strip(fields: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
 }
 
 /// Tells the guest who asks for what: [`strip_ours`] and [`strip_hop_by_hop`] must have been here before.
-pub fn tell_guest(request: &mut Request, authority: &Authority, route: (&OfRoute, &Captures), claims: Option<&Claims>) {
-    let (of_route, captures) = route;
-    let (scheme, url) = (request.scheme(), FullUrl::of(request, authority));
-    let client = request.client.to_string();
+///
+/// `host` goes: what it says stands in the request's authority, and `wasi:http` keeps the field from guests.
+pub fn tell_guest(request: &mut Request, told: &Told<'_>) {
+    request.http.headers_mut().remove(HOST);
+    if told.of_route.spin.is_some() || told.of_route.is_forwarded {
+        tell_of_request(request, told);
+    }
+    let Some(claims) = told.claims else { return };
+    // A subject that a field can't carry as it is stands in the claims alone: an encoded one could be taken for
+    // somebody else's plain one.
+    let subject = claims.subject().filter(|subject| subject.bytes().all(|byte| byte.is_ascii_graphic()));
+    let fields = request.http.headers_mut();
+    set(fields, JWT_SUB, subject.and_then(text));
+    set(fields, JWT_ISS, text(claims.issuer()));
+    set(fields, JWT_CLAIMS, text(claims.payload()));
+}
+
+fn tell_of_request(request: &mut Request, told: &Told<'_>) {
+    let (url, client) = (FullUrl::of(request, told.authority), request.client);
+    let (scheme, captures) = (request.scheme(), told.captures);
     let fields = request.http.headers_mut();
     fields.reserve(TOLD + captures.params.len());
-    let mut set = |name: HeaderName, value: Option<HeaderValue>| {
-        if let Some(value) = value {
-            fields.insert(name, value);
-        }
-    };
-    set(HOST, url.authority());
-    set(FORWARDED_HOST, url.authority());
-    set(FORWARDED_FOR, text(address_in(&client)));
-    set(FORWARDED_PROTO, Some(HeaderValue::from_static(scheme)));
-    if let Some(spin) = &of_route.spin {
-        set(PATH_INFO, text(captures.rest.as_deref().unwrap_or_default()));
-        set(FULL_URL, url.whole());
-        set(MATCHED_ROUTE, spin.pattern.clone());
-        set(RAW_COMPONENT_ROUTE, spin.pattern.clone());
-        set(COMPONENT_ROUTE, spin.prefix.clone());
-        set(BASE_PATH, Some(HeaderValue::from_static("/")));
-        set(CLIENT_ADDR, text(&client));
-        for (name, value) in &captures.params {
-            let name = format!("spin-path-match-{}", name.to_ascii_lowercase().replace('_', "-"));
-            if let Ok(name) = HeaderName::try_from(name) {
-                set(name, text(value));
-            }
+    set(fields, REQUEST_ID, Some(told.id.clone()));
+    if told.of_route.is_forwarded {
+        set(fields, FORWARDED_HOST, url.authority());
+        set(fields, FORWARDED_FOR, whole(client.ip().to_string()));
+        set(fields, FORWARDED_PROTO, Some(HeaderValue::from_static(scheme)));
+    }
+    let Some(spin) = &told.of_route.spin else { return };
+    set(fields, PATH_INFO, text(captures.rest.as_deref().unwrap_or_default()));
+    set(fields, FULL_URL, url.whole());
+    set(fields, MATCHED_ROUTE, spin.pattern.clone());
+    set(fields, RAW_COMPONENT_ROUTE, spin.pattern.clone());
+    set(fields, COMPONENT_ROUTE, spin.prefix.clone());
+    set(fields, BASE_PATH, Some(HeaderValue::from_static("/")));
+    set(fields, CLIENT_ADDR, whole(client.to_string()));
+    for (name, value) in &captures.params {
+        let name = format!("spin-path-match-{}", name.to_ascii_lowercase().replace('_', "-"));
+        if let Ok(name) = HeaderName::try_from(name) {
+            set(fields, name, text(value));
         }
     }
-    if let Some(claims) = claims {
-        // A subject that a field can't carry as it is stands in the claims alone: an encoded one could be taken for
-        // somebody else's plain one.
-        let subject = claims.subject().filter(|subject| subject.bytes().all(|byte| byte.is_ascii_graphic()));
-        set(JWT_SUB, subject.and_then(text));
-        set(JWT_ISS, text(claims.issuer()));
-        set(JWT_CLAIMS, text(claims.payload()));
+}
+
+fn set(fields: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
+    if let Some(value) = value {
+        fields.insert(name, value);
     }
+}
+
+/// What there is to tell of a request.
+#[derive(Clone, Copy)]
+pub struct Told<'r> {
+    /// The host that it is for.
+    pub authority: &'r Authority,
+    /// Its name in logs.
+    pub id: &'r HeaderValue,
+    /// What its route says.
+    pub of_route: &'r OfRoute,
+    /// What the route took out of the path.
+    pub captures: &'r Captures,
+    /// What its token says.
+    pub claims: Option<&'r Claims>,
 }
 
 /// `scheme://authority/path?query` in one piece of memory, parts of which are fields of their own.
@@ -177,21 +211,21 @@ impl FullUrl {
     }
 }
 
-/// The address in `address:port`, without the brackets and the zone of an IPv6 one.
-fn address_in(client: &str) -> &str {
-    let address = client.rsplit_once(':').map_or(client, |(address, _)| address).trim_matches(['[', ']']);
-    address.split_once('%').map_or(address, |(address, _)| address)
-}
-
 /// A field's value, if it can be one. A value from the path may hold bytes beyond ASCII.
 fn text(text: &str) -> Option<HeaderValue> {
     HeaderValue::from_bytes(text.as_bytes()).ok()
+}
+
+/// The same of text that is nobody else's.
+fn whole(text: String) -> Option<HeaderValue> {
+    HeaderValue::from_maybe_shared(Bytes::from(text)).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
+    use selvage_config::Digest;
     use serde_json::json;
 
     use super::*;
@@ -220,25 +254,46 @@ mod tests {
         told
     }
 
+    /// A component whose requests carry these fields.
+    fn component(spin_headers: bool, forwarded_headers: Option<bool>) -> Component {
+        Component { spin_headers, forwarded_headers, ..Component::granted_nothing(Digest::of(b"wasm")) }
+    }
+
+    /// Tells a guest behind `pattern` of a request, which names it as it is named in logs.
+    fn tell(request: &mut Request, authority: &str, pattern: &Pattern, component: &Component) {
+        let (authority, id) = (authority.parse().unwrap(), HeaderValue::from_static("17"));
+        let (of_route, captures) =
+            (OfRoute::new(pattern, Some(component)), pattern.captures(request.http.uri().path()));
+        let (captures, claims) = (captures.unwrap(), None);
+        let told = Told { authority: &authority, id: &id, of_route: &of_route, captures: &captures, claims };
+        tell_guest(request, &told);
+    }
+
     #[test]
-    fn a_guest_that_wants_nothing_of_spins_learns_who_asks_and_no_more() {
+    fn a_guest_is_told_what_its_author_chose() {
         let pattern: Pattern = "/u/:name/...".parse().unwrap();
-        // What a client says of these is taken out all the same, before.
-        let mut request = request("/u/ada/x", &[]);
-        let captures = pattern.captures("/u/ada/x").unwrap();
-        tell_guest(&mut request, &"a.example".parse().unwrap(), (&OfRoute::new(&pattern, false), &captures), None);
-        let names: Vec<_> = told(&request).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]);
+        let names = |spin, forwarded| {
+            // What a client says of these is taken out all the same, before.
+            let mut request = request("/u/ada/x", &[("host", "a.example"), ("accept", "*/*")]);
+            tell(&mut request, "a.example", &pattern, &component(spin, forwarded));
+            told(&request).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        let forwarded = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+        assert_eq!(names(false, Some(false)), ["accept"], "nothing is told");
+        assert_eq!(names(false, None), [&["accept", "selvage-request-id"][..], &forwarded].concat());
+        assert_eq!(names(false, Some(true)), names(false, None));
+        let (spin, both) = (names(true, None), names(true, Some(true)));
+        assert!(spin.contains(&"spin-client-addr".to_owned()) && !spin.iter().any(|name| name.starts_with("x-")));
+        assert_eq!(both, [spin, forwarded.map(str::to_owned).to_vec()].concat());
     }
 
     #[test]
     fn a_guest_learns_what_spin_would_tell() {
         let pattern: Pattern = "/u/:User_Name/...".parse().unwrap();
         let mut request = request("/u/ada/x/y?q=1", &[]);
-        let captures = pattern.captures("/u/ada/x/y").unwrap();
-        tell_guest(&mut request, &"a.example:8443".parse().unwrap(), (&OfRoute::new(&pattern, true), &captures), None);
+        tell(&mut request, "a.example:8443", &pattern, &component(true, Some(true)));
         let want = [
-            ("host", "a.example:8443"),
+            ("selvage-request-id", "17"),
             ("spin-base-path", "/"),
             ("spin-client-addr", "192.0.2.7:4711"),
             ("spin-component-route", "/u/:User_Name"),
@@ -255,11 +310,13 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_a_client_has_no_port() {
+    fn the_address_of_a_client_has_no_port_and_no_zone() {
         for (client, want) in
             [("192.0.2.7:4711", "192.0.2.7"), ("[2001:db8::7]:4711", "2001:db8::7"), ("[fe80::1%3]:80", "fe80::1")]
         {
-            assert_eq!(address_in(client), want);
+            let mut request = Request { client: client.parse().unwrap(), ..request("/", &[]) };
+            tell(&mut request, "a", &Pattern::everything(), &component(false, None));
+            assert_eq!(request.http.headers()["x-forwarded-for"], want);
         }
     }
 
@@ -323,8 +380,10 @@ mod tests {
             fields.insert("authorization", format!("Bearer {token}").try_into().unwrap());
             let believed = authorize(&rule, &issuer, "/", &fields, today(), Instant::now()).await.unwrap();
             let mut request = request("/", &[]);
-            let route = OfRoute::new(&Pattern::everything(), true);
-            tell_guest(&mut request, &"a".parse().unwrap(), (&route, &Captures::default()), believed.as_ref());
+            let of_route = OfRoute::new(&Pattern::everything(), None);
+            let (authority, id) = ("a".parse().unwrap(), HeaderValue::from_static("17"));
+            let (captures, claims) = (&Captures::default(), believed.as_ref());
+            tell_guest(&mut request, &Told { authority: &authority, id: &id, of_route: &of_route, captures, claims });
             let fields = request.http.headers();
             assert_eq!(fields.get("x-jwt-sub").map(|v| v.to_str().unwrap()), want, "{subject}");
             assert_eq!(fields["x-jwt-iss"], "https://issuer.example");

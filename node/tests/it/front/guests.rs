@@ -144,11 +144,10 @@ async fn a_guest_sees_the_nodes_fields_and_no_forged_one() {
         assert_eq!(text("x-own"), "kept");
         assert_eq!(text("spin-full-url"), "https://hello.edge.test/headers?a=b");
         assert_eq!(text("spin-path-info"), "/headers");
-        assert_eq!(text("x-forwarded-for"), "127.0.0.1");
-        assert_eq!(text("x-forwarded-proto"), "https");
         assert!(text("spin-client-addr").starts_with("127.0.0.1:") && text("spin-client-addr") != "127.0.0.1:1");
         assert_eq!(text("selvage-request-id"), answer.headers()["selvage-request-id"].to_str().unwrap());
-        for name in ["spin-forged", "x-jwt-sub", "x-jwt-claims", "forwarded", "x-hop", "connection"] {
+        for name in ["spin-forged", "x-jwt-sub", "x-jwt-claims", "forwarded", "x-forwarded-for", "x-hop", "connection"]
+        {
             assert!(seen.get(name).is_none(), "{name} in {seen}");
         }
     }
