@@ -9,6 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use selvage_config::app::App;
 use wasmtime::component::Linker;
 use wasmtime::{
     Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
@@ -69,6 +70,14 @@ impl EngineOptions {
     /// Options for so many instances on this machine, no fewer.
     pub fn of_instances(instances: u32) -> Self {
         Self { instances, fewer_will_do: false, memory_bytes: machine::memory_bytes().unwrap_or(u64::MAX) }
+    }
+
+    /// Options for one app alone: no more instances than its components may have at once. Each has a stack, whose guard
+    /// page is a system call at the start.
+    pub fn of_app(app: &App) -> Self {
+        let may_run = app.components.values().map(|component| component.limits.concurrent_requests);
+        let (default, wanted) = (Self::default(), may_run.fold(0, u32::saturating_add));
+        Self { instances: default.instances.min(wanted.max(INSTANCES_MIN)), ..default }
     }
 }
 
@@ -300,6 +309,28 @@ mod tests {
         assert!(matches!(error, EngineError::AddressSpace { instances: 100_000, .. }), "{error}");
         assert!(error.to_string().contains("instances_max"));
         assert!(Engines::new(&EngineOptions { fewer_will_do: true, ..asked }).is_ok());
+    }
+
+    #[test]
+    fn one_app_alone_gets_room_for_as_many_instances_as_it_may_have() {
+        let digest = selvage_config::Digest::of(b"wasm");
+        let mut app = App::of_component("app".parse().unwrap(), "one".parse().unwrap(), digest);
+        let mut room = |requests: &[u32]| {
+            let component = app.components.values().next().unwrap().clone();
+            app.components = (0..)
+                .zip(requests)
+                .map(|(index, requests)| {
+                    let mut component = component.clone();
+                    component.limits.concurrent_requests = *requests;
+                    (format!("c{index}").parse().unwrap(), component)
+                })
+                .collect();
+            EngineOptions::of_app(&app).instances
+        };
+        let most = EngineOptions::default().instances;
+        assert_eq!(room(&[1]), INSTANCES_MIN);
+        assert_eq!(room(&[50, 60]), 110.min(most));
+        assert_eq!(room(&[u32::MAX, 60]), most, "the machine has the last word");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use rustls::pki_types::pem::PemObject as _;
 use selvage_certs::{FrontSecret, NameRules, Role, peer_role};
 use selvage_config::bundle::Bundle;
 use selvage_config::node::{
-    CertificateFiles, Egress as EgressConfig, Kv as KeptBy, NodeConfig, TlsProvider, TlsSettings, Trust,
+    CertificateFiles, Egress as EgressConfig, Kv as KeptBy, KvEngine, NodeConfig, TlsProvider, TlsSettings, Trust,
 };
 use selvage_config::plan::{Plan, Status};
 use selvage_config::root::ROOT_BYTES_MAX;
@@ -268,7 +268,7 @@ impl Node {
     /// # Errors
     /// [`StartError`]; then nothing is left running.
     pub async fn up(options: UpOptions) -> Result<Self, StartError> {
-        let engines = start_engines(EngineOptions::default());
+        let engines = start_engines(EngineOptions::of_app(&options.bundle.app));
         let reload = certificates(options.tls.as_slice(), TlsProvider::default(), false)?;
         let tls = TlsSettings::default();
         let tls = reload
@@ -285,7 +285,10 @@ impl Node {
         let ways_out = WaysOut::new(&egress)?;
         let state = State::open(dir)?;
         let (name, region) = local();
-        let kv_options = KvOptions::alone(name.clone(), region.clone(), dir.join("kv"), KeptBy::default());
+        // What goes with the process needs no disk.
+        let engine = if temporary.is_some() { KvEngine::Memory } else { KvEngine::default() };
+        let kept = KeptBy { engine, ..KeptBy::default() };
+        let kv_options = KvOptions::alone(name.clone(), region.clone(), dir.join("kv"), kept);
         let kv = Kv::open(kv_options, Arc::new(|_| None)).await?;
         for (label, key, value) in options.values {
             kv.set(&StoreName::of(&options.bundle.app.name, &label), &key, value).await?;

@@ -25,7 +25,7 @@ const PLACEHOLDER: &str = "value";
 /// What an activation would refuse.
 pub async fn check(bundle: Bundle, compiled_dir: Option<PathBuf>) -> Result<(), StartError> {
     let directory = tempfile::tempdir().map_err(StartError::Temporary)?;
-    let engines = start_engines(EngineOptions::default());
+    let engines = start_engines(EngineOptions::of_app(&bundle.app));
     let state = State::open(directory.path())?;
     let (node, region) = local();
     let kept = KeptBy { engine: KvEngine::Memory, ..KeptBy::default() };
