@@ -96,6 +96,11 @@ impl<'a> Client<'a> {
     /// Times at `rate` requests per second, evenly spaced, counted from when each was due. GET only.
     pub(crate) fn paced(&self, server: &Running, rate: f64) -> anyhow::Result<Tail> {
         self.wrk(server, self.pace.warm_up)?;
+        self.paced_only(server, rate)
+    }
+
+    /// The same of a server that is asked by others, and warm.
+    pub(crate) fn paced_only(&self, server: &Running, rate: f64) -> anyhow::Result<Tail> {
         let mut command = on_client_core();
         command.arg(&self.tools.selvage).args(["loadtest", &server.url, "--even", "-o", "json"]);
         command.args(["--connections", CONNECTIONS, "--rate"]).arg(format!("{rate:.0}"));

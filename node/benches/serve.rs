@@ -15,6 +15,7 @@ mod groups;
 mod load;
 #[allow(dead_code, reason = "each bench asks for a part of it")]
 mod process;
+#[allow(dead_code, reason = "each bench asks for a part of it")]
 mod servers;
 
 use std::path::Path;

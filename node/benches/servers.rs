@@ -43,6 +43,8 @@ pub(crate) struct Server {
     pub(crate) rate_aim: Option<Aim>,
     /// Selvage's p99 below saturation as a multiple of this server's.
     pub(crate) tail_aim: Option<Aim>,
+    /// What it is started by, if not directly.
+    wrapper: Vec<String>,
     program: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(&'static str, OsString)>,
@@ -72,7 +74,13 @@ pub(crate) struct Running {
 impl Server {
     fn new(name: &str, program: &Path, arguments: Vec<OsString>, listen: Listen) -> Self {
         let (name, program) = (name.to_owned(), program.to_owned());
-        Self { name, rate_aim: None, tail_aim: None, program, arguments, environment: Vec::new(), listen }
+        let (wrapper, environment) = (Vec::new(), Vec::new());
+        Self { name, rate_aim: None, tail_aim: None, wrapper, program, arguments, environment, listen }
+    }
+
+    /// The same, started by another program that takes its place.
+    pub(crate) fn wrapped(self, wrapper: &[&str]) -> Self {
+        Self { wrapper: wrapper.iter().map(ToString::to_string).collect(), ..self }
     }
 
     /// Selvage shall answer at least so many times as many requests.
@@ -89,7 +97,7 @@ impl Server {
     pub(crate) fn start(&self, ask: &Ask) -> anyhow::Result<Running> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut command = Command::new("taskset");
-        command.args(["-c", SERVER_CORE]).arg(&self.program).args(&self.arguments);
+        command.args(["-c", SERVER_CORE]).args(&self.wrapper).arg(&self.program).args(&self.arguments);
         match &self.listen {
             Listen::Flag(flag) => drop(command.args([flag, address.to_string().as_str()])),
             Listen::Named(flag, name) => drop(command.arg(flag).arg(format!("{name}{address}"))),
@@ -116,9 +124,14 @@ impl Server {
 }
 
 impl Running {
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU time that it has used. None of these programs has children.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
-        process::cpu(self.child.id())
+        process::cpu(self.pid())
     }
 
     fn has_no_backtraces(&self) -> anyhow::Result<()> {

@@ -47,16 +47,19 @@ pub(crate) fn wasmtime(program: &Path, name: &str, component: &Path, flags: &[&s
     server
 }
 
-/// A manifest for `component` that chooses what `wasmtime serve` is told by [`REUSED`].
-pub(crate) fn reuse(component: &Path, dir: &Path) -> anyhow::Result<PathBuf> {
+/// What an author writes to get what `wasmtime serve` is told by [`REUSED`].
+const REUSE: &str = "isolation = \"reuse\"\nreuse = { requests_max = 100000 }\n";
+/// What an author writes whose guest is to see what `wasmtime serve` lets it see: the client's fields, and no others.
+const TOLD_NOTHING: &str = "spin_headers = false\nforwarded_headers = false\n";
+
+/// A manifest for `component` with these rules.
+fn manifest(component: &Path, dir: &Path, name: &str, rules: &[&str]) -> anyhow::Result<PathBuf> {
     let stem = component.file_stem().and_then(|stem| stem.to_str()).context("a component without a name")?;
-    let dir = dir.join(format!("{stem}-reuse"));
+    let dir = dir.join(format!("{stem}-{name}"));
     std::fs::create_dir_all(&dir)?;
     std::fs::copy(component, dir.join("guest.wasm"))?;
     let manifest = dir.join("spin.toml");
-    std::fs::write(
-        &manifest,
-        r#"spin_manifest_version = 2
+    let text = r#"spin_manifest_version = 2
 [application]
 name = "guest"
 [[trigger.http]]
@@ -65,10 +68,8 @@ component = "guest"
 [component.guest]
 source = "guest.wasm"
 [component.guest.tool.selvage]
-isolation = "reuse"
-reuse = { requests_max = 100000 }
-"#,
-    )?;
+"#;
+    std::fs::write(&manifest, [&[text][..], rules].concat().concat())?;
     Ok(manifest)
 }
 
@@ -80,7 +81,20 @@ impl Tools {
 
     /// `selvage up` with instances that are used again.
     pub(crate) fn reused(&self, component: &Path, dir: &Path) -> anyhow::Result<Server> {
-        Ok(selvage(&self.selvage, "selvage up, isolation = \"reuse\"", &reuse(component, dir)?, dir))
+        let manifest = manifest(component, dir, "reuse", &[REUSE])?;
+        Ok(selvage(&self.selvage, "selvage up, isolation = \"reuse\"", &manifest, dir))
+    }
+
+    /// `selvage up` whose guest sees no fields but the client's.
+    pub(crate) fn fresh_told_nothing(&self, component: &Path, dir: &Path) -> anyhow::Result<Server> {
+        let manifest = manifest(component, dir, "told-nothing", &[TOLD_NOTHING])?;
+        Ok(selvage(&self.selvage, "selvage up, no fields of its own", &manifest, dir))
+    }
+
+    /// The same with instances that are used again.
+    pub(crate) fn reused_told_nothing(&self, component: &Path, dir: &Path) -> anyhow::Result<Server> {
+        let manifest = manifest(component, dir, "reuse-told-nothing", &[REUSE, TOLD_NOTHING])?;
+        Ok(selvage(&self.selvage, "selvage up, reuse, no fields of its own", &manifest, dir))
     }
 
     /// `wasmtime serve` with these flags.
