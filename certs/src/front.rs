@@ -1,19 +1,23 @@
 //! TLS of a node's public listeners.
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::compress::CompressionCache;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ServerConfig, SupportedProtocolVersion};
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use selvage_config::node::{Alpn, TlsProvider};
 
 use crate::challenge::{ACME_ALPN, is_challenge};
 use crate::mutual::client_verifier;
+use crate::names::Clients;
 use crate::secret::FrontSecret;
 use crate::tickets::NoTickets;
-use crate::{NameRule, NameRules, Resolver, TlsError, provider_of};
+use crate::{NameRule, NameRules, ReloadError, Reloaded, Resolver, TlsError, provider_of, roots_from_pem};
 
 /// Compressed certificates that are kept (RFC 8879): to compress one takes longer than a handshake.
 const COMPRESSED_MAX: usize = 1_024;
@@ -59,8 +63,8 @@ pub struct FrontTls {
 pub struct FrontServers {
     any: Arc<ServerConfig>,
     /// By [`NameRule`].
-    named: Vec<Arc<ServerConfig>>,
-    rules: Arc<NameRules>,
+    named: ArcSwap<Vec<Arc<ServerConfig>>>,
+    tls: FrontTls,
 }
 
 impl FrontServers {
@@ -74,32 +78,66 @@ impl FrontServers {
             all.push(ACME_ALPN);
         }
         let any = front_server(tls, &all, tls.versions)?;
-        let named = tls.rules.all().iter().map(|rule| named_server(tls, &any, rule)).collect::<Result<_, _>>()?;
-        Ok(Self { any, named, rules: Arc::clone(&tls.rules) })
+        let roots = |clients: &Clients| clients.roots.load_full();
+        let named =
+            tls.rules.all().iter().map(|rule| named_server(tls, &any, rule, roots)).collect::<Result<_, _>>()?;
+        Ok(Self { any, named: ArcSwap::from_pointee(named), tls: tls.clone() })
+    }
+
+    /// Reads the files of the authorities of clients again, and asks for certificates of those from the next handshake on. It
+    /// blocks on the disk. On an error all stays as it is, and the next call tries again.
+    ///
+    /// # Errors
+    /// [`ReloadError`].
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let mut fresh: HashMap<&Path, Arc<RootCertStore>> = HashMap::new();
+        let all = || self.tls.rules.all().iter().filter_map(|rule| rule.clients());
+        for clients in all() {
+            let roots = roots_from_pem(&clients.file)?;
+            if roots.roots != clients.roots.load().roots {
+                fresh.insert(&clients.file, Arc::new(roots));
+            }
+        }
+        if fresh.is_empty() {
+            return Ok(Reloaded::Unchanged);
+        }
+        let roots =
+            |clients: &Clients| fresh.get(clients.file.as_path()).map_or_else(|| clients.roots.load_full(), Arc::clone);
+        let named = self.tls.rules.all().iter().map(|rule| named_server(&self.tls, &self.any, rule, roots));
+        self.named.store(Arc::new(named.collect::<Result<_, _>>()?));
+        for clients in all() {
+            clients.roots.store(roots(clients));
+        }
+        Ok(Reloaded::Changed)
     }
 
     /// The server for every name, if there is but one.
     pub fn only(&self) -> Option<&Arc<ServerConfig>> {
-        self.named.is_empty().then_some(&self.any)
+        self.tls.rules.is_empty().then_some(&self.any)
     }
 
     /// The server for a client that says this, and the rule of the name that it asks for.
     pub fn choose(&self, hello: &ClientHello<'_>) -> (Arc<ServerConfig>, Option<&Arc<NameRule>>) {
-        let rule = hello.server_name().and_then(|name| self.rules.of(&name.to_ascii_lowercase()));
+        let rule = hello.server_name().and_then(|name| self.tls.rules.of(&name.to_ascii_lowercase()));
         match rule {
             // An authority has no certificate of ours to show.
-            Some(rule) if !is_challenge(hello) => (Arc::clone(&self.named[rule.index]), Some(rule)),
+            Some(rule) if !is_challenge(hello) => (Arc::clone(&self.named.load()[rule.index]), Some(rule)),
             _ => (Arc::clone(&self.any), rule),
         }
     }
 }
 
 /// The server of one name, which differs from that of any other.
-fn named_server(tls: &FrontTls, any: &ServerConfig, rule: &NameRule) -> Result<Arc<ServerConfig>, TlsError> {
+fn named_server(
+    tls: &FrontTls,
+    any: &ServerConfig,
+    rule: &NameRule,
+    roots: impl Fn(&Clients) -> Arc<RootCertStore>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = match rule.clients() {
         None => any.clone(),
         Some(clients) => {
-            let verifier = client_verifier(Arc::clone(&clients.roots), clients.auth, tls.provider)?;
+            let verifier = client_verifier(roots(clients), clients.auth, tls.provider)?;
             let mut config = ServerConfig::builder_with_provider(provider_of(tls.provider))
                 .with_protocol_versions(tls.versions.list())
                 .expect("both providers have TLS 1.2 and 1.3")

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::RootCertStore;
 use selvage_config::node::{Alpn, ClientCertificates, TlsName};
 
@@ -25,9 +26,10 @@ pub struct NameRule {
 #[derive(Debug)]
 pub(crate) struct Clients {
     pub(crate) auth: ClientAuth,
-    pub(crate) roots: Arc<RootCertStore>,
-    /// Where they came from: two names with the same file ask for the same.
-    file: PathBuf,
+    /// As last read.
+    pub(crate) roots: ArcSwap<RootCertStore>,
+    /// Where they come from: two names with the same file ask for the same.
+    pub(crate) file: PathBuf,
 }
 
 impl PartialEq for Clients {
@@ -81,7 +83,7 @@ impl NameRules {
             };
             let clients = match auth.zip(name.client_roots()) {
                 Some((auth, file)) => {
-                    Some(Clients { auth, roots: Arc::new(roots_from_pem(file)?), file: file.to_owned() })
+                    Some(Clients { auth, roots: ArcSwap::from_pointee(roots_from_pem(file)?), file: file.to_owned() })
                 }
                 None => None,
             };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use selvage_config::node::TlsProvider;
 
 use crate::resolver::{Certificates, Resolver, ResolverError};
-use crate::{FileError, Identity, PemFiles, provider_of};
+use crate::{FileError, Identity, PemFiles, TlsError, provider_of};
 
 /// Why the files were not taken.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,9 @@ pub enum ReloadError {
     /// A file can't be used.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The authorities of clients can't be asked for.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The files are good one by one, but make no table.
     #[error(transparent)]
     Resolver(#[from] ResolverError),

@@ -28,10 +28,11 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::listen::dearth::Dearth;
 use crate::serve::Parts;
 
 /// Connections at once.
@@ -40,8 +41,6 @@ const CONNECTIONS_MAX: usize = 64;
 const HEAD_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Pause after the system refused a connection for want of files or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Prometheus' text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
@@ -124,6 +123,7 @@ impl Admin {
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, parts: AdminParts, stop: CancellationToken) {
     let mut connections = JoinSet::new();
+    let mut dearth = Dearth::at("admin");
     loop {
         // Every branch may be dropped: each of the three futures loses nothing.
         tokio::select! {
@@ -138,10 +138,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, parts: AdminPar
                         }
                     });
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "no admin connection can be accepted");
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => dearth.pause(&error).await,
             },
         }
     }

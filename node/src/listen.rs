@@ -6,11 +6,13 @@
 pub(crate) mod sockets;
 pub(crate) mod steer;
 
+pub(crate) mod dearth;
+
 mod handshakes;
 mod source;
 
-mod handshake;
 mod tcp;
+mod tls;
 
 mod proxy;
 mod stream;
@@ -105,6 +107,8 @@ pub struct Listeners {
     tasks: JoinSet<()>,
     /// Once more, for a successor.
     sockets: Sockets,
+    /// What is shown over TCP.
+    servers: Option<Arc<FrontServers>>,
 }
 
 impl Listeners {
@@ -137,6 +141,7 @@ impl Listeners {
             quic: Vec::new(),
             tasks: JoinSet::new(),
             sockets: Sockets::default(),
+            servers: None,
         };
         if let (Some(listener), Some(tls)) = (&sockets.https, tls) {
             listeners.https = Some(listeners.open_https(listener, sockets.quic.as_ref(), tls)?);
@@ -157,7 +162,8 @@ impl Listeners {
         udp: Option<&UdpGroup>,
         front: &FrontTls,
     ) -> Result<SocketAddr, ListenError> {
-        let servers = FrontServers::new(front, &[b"h2", b"http/1.1"]).map_err(ListenError::Tls)?;
+        let servers = Arc::new(FrontServers::new(front, &[b"h2", b"http/1.1"]).map_err(ListenError::Tls)?);
+        self.servers = Some(Arc::clone(&servers));
         let h3 = quic_server(front).map_err(ListenError::Tls)?;
         let quic = quic::server_config(h3, &front.secret, &self.parts.front)?;
         let (listener, local) = listening(tcp)?;
@@ -189,6 +195,11 @@ impl Listeners {
     /// The sockets, for a successor.
     pub(crate) fn sockets(&self) -> &Sockets {
         &self.sockets
+    }
+
+    /// What the listener for TLS over TCP shows and asks for, if there is one.
+    pub fn servers(&self) -> Option<Arc<FrontServers>> {
+        self.servers.clone()
     }
 
     /// Where https is, over TCP and UDP alike.

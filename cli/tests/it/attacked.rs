@@ -2,10 +2,11 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::program::{Serving, example, selvage};
+use crate::program::{Serving, example, finish, selvage, well};
 
 /// Connections of each attack at once.
 const CONNECTIONS: usize = 8;
@@ -15,6 +16,8 @@ const SENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const GROWN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// For what must happen at some time.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the system has no descriptor.
+const LACKING: Duration = Duration::from_secs(2);
 /// What the system says of a connection that the other side has ended.
 const ENDED: [ErrorKind; 3] = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe, ErrorKind::ConnectionAborted];
 
@@ -101,10 +104,14 @@ fn attack(front: SocketAddr, (_, begin, more): &Attack) -> Vec<TcpStream> {
 }
 
 fn get(front: SocketAddr) -> String {
-    let mut tcp = TcpStream::connect(front).unwrap();
+    ask(front, "/")
+}
+
+fn ask(server: SocketAddr, path: &str) -> String {
+    let mut tcp = TcpStream::connect(server).unwrap();
     tcp.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answer = String::new();
-    let _ = tcp.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    let _ = tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes());
     let _ = tcp.read_to_string(&mut answer);
     answer
 }
@@ -169,5 +176,57 @@ fn clients_do_not_take_the_last_descriptors() {
     while !get(front).starts_with("HTTP/1.1 200 ") {
         assert!(start.elapsed() < PATIENCE, "nobody is served afterwards");
     }
+    assert!(serving.stop(), "it ends well");
+}
+
+/// Runs `selvage node` with nothing but a plain listener and one for its operator, and what it logs in a file.
+fn bare_node(dir: &Path) -> Serving {
+    let text = "name = \"fra-1\"\nregion = \"fra\"\nstate_dir = \"state\"\n\
+                [listen]\nhttp = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
+    std::fs::write(dir.join("node.toml"), text).unwrap();
+    let log = std::fs::File::create(dir.join("log")).unwrap();
+    Serving::start(selvage().arg("node").current_dir(dir).env("SELVAGE_LOG", "warn").stderr(log))
+}
+
+/// Sets how many descriptors it may have, for a moment: the last of its limits stays.
+fn limit_descriptors(serving: &Serving, count: usize) {
+    let mut prlimit = Command::new("prlimit");
+    let done = finish(prlimit.args(["--pid", &serving.id().to_string(), &format!("--nofile={count}:")]));
+    well("prlimit", &done);
+}
+
+#[test]
+fn a_listener_for_which_the_system_has_no_descriptor_waits_and_serves_when_there_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let serving = bare_node(dir.path());
+    let front: SocketAddr = serving.told["front"].as_str().unwrap().parse().unwrap();
+    let admin: SocketAddr = serving.told["admin"].as_str().unwrap().parse().unwrap();
+    assert!(get(front).starts_with("HTTP/1.1 404 "), "no app");
+    // As many as it has had before: whatever it lets go of by itself is soon taken.
+    limit_descriptors(&serving, serving.descriptors());
+    let waiting: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(front).unwrap()).collect();
+    let others: Vec<TcpStream> = (0..10).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    let (start, log) = (Instant::now(), dir.path().join("log"));
+    let told = || std::fs::read_to_string(&log).unwrap().matches("no connection can be accepted").count();
+    while told() < 2 {
+        assert!(start.elapsed() < PATIENCE, "the listeners do not say what they lack");
+    }
+    let (before, start) = (serving.cpu(), Instant::now());
+    std::thread::sleep(LACKING);
+    let used = serving.cpu() - before;
+    assert!(used < start.elapsed() / 4, "it used {used:?} of CPU time while it waited");
+    assert_eq!(told(), 2, "each listener says it once: {}", std::fs::read_to_string(&log).unwrap());
+
+    limit_descriptors(&serving, 1_024);
+    for mut tcp in waiting {
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    }
+    drop(others);
+    let metrics = ask(admin, "/metrics");
+    assert!(metrics.contains("selvage_connections_refused_total{bound=\"system\"} "), "{metrics}");
     assert!(serving.stop(), "it ends well");
 }

@@ -30,18 +30,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
 use super::body::{Inbound, Outbound};
+use super::dearth::Dearth;
 use super::drive::{GRACE, Times, drive};
 use super::forwarded::believe;
 use super::h1::Messages;
 use super::h1::head::Bounds;
 use super::h2::Glitches;
-use super::handshake::handshake;
+
 use super::handshakes::{Handshake, Handshakes};
 use super::patience::Patience;
 use super::proxy;
 use super::source::{Place, Sources, Transport};
 use super::stream::{Judge, Stream};
 use super::tasks::Tasks;
+use super::tls;
 use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::fault::{ClientFault, Fault};
 use crate::names::Session;
@@ -50,10 +52,6 @@ use crate::serve::{Parts, refuse, serve};
 
 /// What a client of HTTP/2 says first (RFC 9113 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Pause after the system refused a connection for want of files or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often that is told.
-const ACCEPT_TOLD: Duration = Duration::from_secs(60);
 /// Descriptors of the process that clients may have, in a hundred: the rest is for apps, KV and the control plane.
 const DESCRIPTORS_PERCENT: u64 = 80;
 /// HTTP/2: pause between pings, and how long the answer may take.
@@ -71,12 +69,22 @@ const PARSER_SLACK_BYTES: usize = 1_024;
 pub(super) enum Kind {
     /// TLS, then what ALPN agrees on.
     Tls {
-        servers: FrontServers,
+        servers: Arc<FrontServers>,
         /// Where HTTP/3 is.
         alt_svc: HeaderValue,
     },
     /// What the first bytes say.
     Plain,
+}
+
+impl Kind {
+    /// The name in the file, and in the log.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Tls { .. } => "https",
+            Self::Plain => "http",
+        }
+    }
 }
 
 /// A listener and what its connections have in common.
@@ -116,7 +124,7 @@ pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: Ca
             connections.spawn(connection(tcp, peer, Arc::clone(&listening), stop.clone()));
         }
     };
-    let mut told: Option<Instant> = None;
+    let mut dearth = Dearth::at(listening.kind.as_str());
     loop {
         // Every branch may be dropped: each of the three futures loses nothing.
         tokio::select! {
@@ -126,11 +134,8 @@ pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: Ca
                 Ok((tcp, peer)) => take(&mut connections, tcp, peer),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
-                    if told.is_none_or(|told| told.elapsed() > ACCEPT_TOLD) {
-                        told = Some(Instant::now());
-                        tracing::warn!(%error, "no connection can be accepted");
-                    }
-                    sleep(ACCEPT_PAUSE).await;
+                    listening.parts.metrics.connection_refused("system");
+                    dearth.pause(&error).await;
                 }
             },
         }
@@ -237,7 +242,7 @@ async fn over_tls(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = &shared.parts.metrics;
-    let shaking = timeout(Duration::from_millis(shared.parts.front.handshake_ms), handshake(servers, tcp));
+    let shaking = timeout(Duration::from_millis(shared.parts.front.handshake_ms), tls::handshake(servers, tcp));
     // A client that has said its part of it may have sent a request already.
     let Some(shaken) = in_time(&stop, shaking).await else { return Ok(()) };
     let (mut tls, told) = shaken.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?;

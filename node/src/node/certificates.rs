@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use selvage_certs::{FrontSecret, FrontTls, NameRules, PemFiles, Reload, Reloaded, TlsVersions};
+use selvage_certs::{FrontSecret, FrontServers, FrontTls, NameRules, PemFiles, Reload, Reloaded, TlsVersions};
 use selvage_config::node::{
     Acme as AcmeSettings, AcmeChallenge, CertificateFiles, NodeConfig, TlsProvider, TlsSettings, TlsVersionMin,
 };
@@ -54,18 +54,25 @@ pub(super) fn front_tls(
     FrontTls { resolver: reload.resolver(), provider: settings.provider, secret, versions, has_challenges, rules }
 }
 
-/// Takes new certificates as they come. Bad ones are told, and the old ones stay.
-pub(super) async fn look_at_certificates(mut reload: Reload, metrics: Metrics) {
+/// Takes new certificates as they come, and new authorities of clients. Bad ones are told, and the old ones stay.
+pub(super) async fn look_at_certificates(mut reload: Reload, servers: Option<Arc<FrontServers>>, metrics: Metrics) {
     loop {
         let ends = reload.identities().map(|one| (one.names().first().map_or("", String::as_str), one.not_after()));
         metrics.certificates("file", ends);
         tokio::time::sleep(CERTIFICATES_LOOK).await;
+        let shown = servers.clone();
         let looked = tokio::task::spawn_blocking(move || {
             let done = reload.reload();
-            (reload, done)
+            let asked = shown.map_or(Ok(Reloaded::Unchanged), |servers| servers.reload());
+            (reload, done, asked)
         });
-        let Ok((back, done)) = looked.await else { return };
+        let Ok((back, done, asked)) = looked.await else { return };
         reload = back;
+        match asked {
+            Ok(Reloaded::Unchanged) => {}
+            Ok(Reloaded::Changed) => tracing::info!("new authorities of clients"),
+            Err(error) => tracing::error!(error = chain(&error), "client_roots can't be used, the old ones stay"),
+        }
         match done {
             Ok(Reloaded::Unchanged) => {}
             Ok(Reloaded::Changed) => tracing::info!("new certificates"),

@@ -25,6 +25,7 @@ use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::listen::dearth::Dearth;
 use crate::listen::sockets::{Sockets, UdpGroup};
 use crate::listen::steer::{Half, SHARDS_MAX};
 
@@ -133,14 +134,23 @@ impl Offer {
 
 /// Waits until somebody has taken the sockets.
 async fn wait(listener: &UnixListener, sockets: Arc<Sockets>, goes_within: Duration) -> UnixStream {
+    let mut dearth = Dearth::at("handover");
     loop {
-        let accepted = listener.accept().await.and_then(|(stream, _)| {
+        let accepted = match listener.accept().await {
+            Ok((accepted, _)) => accepted,
+            Err(error) => {
+                dearth.pause(&error).await;
+                continue;
+            }
+        };
+        let own = || {
+            let stream = accepted;
             let own = stream.peer_cred()?.uid() == geteuid().as_raw();
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
             if own { Ok(stream) } else { Err(io::ErrorKind::PermissionDenied.into()) }
-        });
-        let given = match accepted {
+        };
+        let given = match own() {
             Ok(stream) => {
                 let sockets = Arc::clone(&sockets);
                 tokio::task::spawn_blocking(move || give(stream, &sockets, goes_within)).await

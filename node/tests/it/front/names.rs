@@ -3,7 +3,7 @@
 use quinn::Endpoint;
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::pki_types::PrivateKeyDer;
-use selvage_certs::Identity;
+use selvage_certs::{Identity, Reloaded};
 use selvage_config::node::TlsName;
 
 use super::*;
@@ -55,6 +55,18 @@ impl World {
         config
     }
 
+    /// Whether a client of this authority is let in where a certificate is required.
+    async fn refuses(&self, authority: Option<&Authority>) -> bool {
+        // In TLS 1.3 a client learns of it by what it reads first.
+        match self.connect(SAFE, b"http/1.1", authority).await {
+            Err(_) => true,
+            Ok(mut stream) => {
+                let asked = stream.write_all(format!("GET / HTTP/1.1\r\nhost: {SAFE}\r\n\r\n").as_bytes()).await;
+                asked.is_err() || matches!(stream.read(&mut [0; 1]).await, Err(_) | Ok(0))
+            }
+        }
+    }
+
     async fn connect(
         &self,
         name: &str,
@@ -80,12 +92,7 @@ async fn who_has_no_certificate_is_not_let_in_where_one_is_required() {
     let world = World::start().await;
     let stranger = Authority::create("clients").unwrap();
     for authority in [None, Some(&stranger)] {
-        // In TLS 1.3 a client learns of it by what it reads first.
-        let refused = match world.connect(SAFE, b"http/1.1", authority).await {
-            Err(_) => true,
-            Ok(mut stream) => matches!(stream.read(&mut [0; 1]).await, Err(_) | Ok(0)),
-        };
-        assert!(refused, "{authority:?}");
+        assert!(world.refuses(authority).await, "{authority:?}");
     }
     let stream = world.connect(SAFE, b"http/1.1", Some(&world.clients)).await.unwrap();
     let response = h1(stream).await.send_request(to(SAFE, b"http/1.1")).await.unwrap();
@@ -94,6 +101,32 @@ async fn who_has_no_certificate_is_not_let_in_where_one_is_required() {
     let stream = world.connect(HOST, b"http/1.1", None).await.unwrap();
     let response = h1(stream).await.send_request(to(HOST, b"http/1.1")).await.unwrap();
     assert!(response.status() == 200 && response.headers().contains_key("alt-svc"));
+}
+
+#[tokio::test]
+async fn new_authorities_of_clients_count_from_the_next_handshake_on_and_a_bad_file_changes_nothing() {
+    let world = World::start().await;
+    let (servers, file) = (world.front.listeners.servers().unwrap(), world.dir.path().join("clients.pem"));
+    let next = Authority::create("next").unwrap();
+    assert_eq!(servers.reload().unwrap(), Reloaded::Unchanged);
+    let kept = world.connect(SAFE, b"h2", Some(&world.clients)).await.unwrap();
+    let mut kept = h2(kept).await;
+    for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        std::fs::write(&file, bad).unwrap();
+        assert!(servers.reload().is_err(), "{bad:?}");
+        assert!(!world.refuses(Some(&world.clients)).await && world.refuses(Some(&next)).await);
+    }
+    // Both, as while one takes the place of the other; then the new one alone.
+    std::fs::write(&file, [world.clients.certificate_pem(), next.certificate_pem()].concat()).unwrap();
+    assert_eq!(servers.reload().unwrap(), Reloaded::Changed);
+    assert!(!world.refuses(Some(&world.clients)).await && !world.refuses(Some(&next)).await);
+    std::fs::write(&file, next.certificate_pem()).unwrap();
+    assert_eq!(servers.reload().unwrap(), Reloaded::Changed);
+    assert_eq!(servers.reload().unwrap(), Reloaded::Unchanged);
+    assert!(world.refuses(Some(&world.clients)).await && !world.refuses(Some(&next)).await);
+    assert!(world.refuses(None).await);
+    // Who was let in is not put out.
+    assert_eq!(kept.send_request(to(SAFE, b"h2")).await.unwrap().status(), 200);
 }
 
 #[tokio::test]
