@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rustls::server::ClientHello;
@@ -49,10 +49,15 @@ pub enum ChallengeError {
     },
 }
 
+/// What is asked of whoever may know an answer that this node has not: for a host and a token the text over HTTP, for a host
+/// alone the digest over TLS.
+type Elsewhere = dyn Fn(&str, Option<&str>) -> Option<Vec<u8>> + Send + Sync;
+
 /// The answers that stand now. Clones share them.
 #[derive(Clone, Default)]
 pub struct Challenges {
     standing: Arc<Mutex<Standing>>,
+    elsewhere: Arc<OnceLock<Box<Elsewhere>>>,
 }
 
 #[derive(Default)]
@@ -90,17 +95,7 @@ impl Challenges {
         digest: &[u8; DIGEST_BYTES],
         provider: TlsProvider,
     ) -> Result<Answering, ChallengeError> {
-        let failed = |source| ChallengeError::Make { name: host.to_owned(), source };
-        let key = KeyPair::generate().map_err(failed)?;
-        let mut params = CertificateParams::new([host.to_owned()]).map_err(failed)?;
-        params.distinguished_name = DistinguishedName::new();
-        params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
-        let certificate = params.self_signed(&key).map_err(failed)?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let key = provider_of(provider).key_provider.load_private_key(key);
-        let key = key.map_err(|source| ChallengeError::Use { name: host.to_owned(), source })?;
-        // That it fits is not checked: who would do so knows nothing of the critical extension, and refuses it.
-        let key = CertifiedKey::new(vec![certificate.der().clone()], key);
+        let key = certificate(host, digest, provider)?;
         self.lock().keys.insert(host.to_owned(), Arc::new(key));
         Ok(Answering { challenges: self.clone(), host: host.to_owned(), token: None })
     }
@@ -109,7 +104,8 @@ impl Challenges {
     /// without port.
     pub fn http(&self, host: &str, path: &str) -> Option<String> {
         let token = path.strip_prefix(HTTP_PREFIX)?;
-        self.lock().texts.get(&(host.to_owned(), token.to_owned())).cloned()
+        let own = self.lock().texts.get(&(host.to_owned(), token.to_owned())).cloned();
+        own.or_else(|| String::from_utf8(self.elsewhere.get()?(host, Some(token))?).ok())
     }
 
     /// Whether `path` may be one that [`Challenges::http`] answers. It costs nothing.
@@ -119,13 +115,38 @@ impl Challenges {
 
     /// The certificate for a client that looks for the challenge of `host`.
     pub(crate) fn tls(&self, host: &str) -> Option<Arc<CertifiedKey>> {
-        self.lock().keys.get(host).cloned()
+        let own = self.lock().keys.get(host).cloned();
+        own.or_else(|| {
+            let digest = self.elsewhere.get()?(host, None)?.try_into().ok()?;
+            Some(Arc::new(certificate(host, &digest, TlsProvider::default()).ok()?))
+        })
+    }
+
+    /// Has `elsewhere` asked for what is not known here. The first one who is named is asked.
+    pub fn ask_elsewhere(&self, elsewhere: impl Fn(&str, Option<&str>) -> Option<Vec<u8>> + Send + Sync + 'static) {
+        // A second one has no meaning: a node has one place.
+        let _ = self.elsewhere.set(Box::new(elsewhere));
     }
 
     fn lock(&self) -> MutexGuard<'_, Standing> {
         // Every change is one call on a map, whole or not there.
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A certificate for `host` with `digest` in it (RFC 8737 3).
+fn certificate(host: &str, digest: &[u8; DIGEST_BYTES], provider: TlsProvider) -> Result<CertifiedKey, ChallengeError> {
+    let failed = |source| ChallengeError::Make { name: host.to_owned(), source };
+    let key = KeyPair::generate().map_err(failed)?;
+    let mut params = CertificateParams::new([host.to_owned()]).map_err(failed)?;
+    params.distinguished_name = DistinguishedName::new();
+    params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let key = provider_of(provider).key_provider.load_private_key(key);
+    let key = key.map_err(|source| ChallengeError::Use { name: host.to_owned(), source })?;
+    // That it fits is not checked: who would do so knows nothing of the critical extension, and refuses it.
+    Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
 }
 
 impl fmt::Debug for Challenges {
@@ -189,5 +210,23 @@ mod tests {
         assert!(challenges.tls("b.test").is_none());
         drop(answering);
         assert!(challenges.tls("a.test").is_none());
+    }
+
+    #[test]
+    fn what_is_not_known_here_is_asked_elsewhere() {
+        let challenges = Challenges::default();
+        challenges.ask_elsewhere(|host, token| match (host, token) {
+            ("a.test", Some("token")) => Some(b"token.thumb".to_vec()),
+            ("a.test", None) => Some(vec![7; DIGEST_BYTES]),
+            ("b.test", _) => Some(vec![0xff; 3]),
+            _ => None,
+        });
+        assert_eq!(challenges.http("a.test", "/.well-known/acme-challenge/token").as_deref(), Some("token.thumb"));
+        assert_eq!(challenges.http("a.test", "/.well-known/acme-challenge/other"), None);
+        assert!(challenges.tls("a.test").is_some() && challenges.tls("c.test").is_none());
+        assert_eq!(challenges.http("b.test", "/.well-known/acme-challenge/token"), None, "that is no text");
+        assert!(challenges.tls("b.test").is_none(), "that is no digest");
+        let _own = challenges.answer_http("a.test", "token", "own");
+        assert_eq!(challenges.http("a.test", "/.well-known/acme-challenge/token").as_deref(), Some("own"));
     }
 }

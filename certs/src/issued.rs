@@ -9,8 +9,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use selvage_config::node::CertificateName;
 
 use crate::files::{self, FileError, Readers};
@@ -22,6 +22,8 @@ const DIRECTORY: &str = "acme";
 const ACCOUNT: &str = "account.json";
 /// What certificates end with.
 const PEM: &str = ".pem";
+/// What notes of records end with.
+const RECORD: &str = "record";
 /// A wildcard's `*` in a file name: no host name has an underscore.
 const WILDCARD: &str = "_";
 /// Characters of the authority's host, and bytes of a hash of its address, in the name of its directory.
@@ -68,7 +70,7 @@ impl IssuedFiles {
 
     /// The names that there are files for.
     pub fn names(&self) -> Result<Vec<CertificateName>, FileError> {
-        let failed = |source| FileError::Read { path: self.directory.clone(), source };
+        let failed = |source| self.unread(source);
         let mut names = Vec::new();
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(names),
@@ -87,8 +89,7 @@ impl IssuedFiles {
 
     /// Keeps a certificate in place of the one before.
     pub fn save(&self, name: &CertificateName, identity: &Identity) -> Result<(), FileError> {
-        let text = files::key_pem(identity.key()) + &identity.chain_pem();
-        files::write(&self.path(name), &text, Readers::Owner)
+        files::write(&self.path(name), &identity.to_pem(), Readers::Owner)
     }
 
     /// Forgets the certificate of `name`.
@@ -115,6 +116,42 @@ impl IssuedFiles {
         remove(&self.directory.join(ACCOUNT))
     }
 
+    /// Notes that a record of this name and value is about to be put, so that it is found if the process ends first.
+    pub fn note_record(&self, name: &str, value: &str) -> Result<(), FileError> {
+        files::write(&self.record(name, value), &format!("{name}\n{value}\n"), Readers::Owner)
+    }
+
+    /// Forgets it: it has been taken away.
+    pub fn forget_record(&self, name: &str, value: &str) -> Result<(), FileError> {
+        remove(&self.record(name, value))
+    }
+
+    /// Names and values of records that were about to be put, and that nobody forgot.
+    pub fn records(&self) -> Result<Vec<(String, String)>, FileError> {
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(|source| self.unread(source))? {
+            let path = entry.map_err(|source| self.unread(source))?.path();
+            if path.extension().is_some_and(|extension| extension == RECORD) {
+                let text = String::from_utf8_lossy(&files::read(&path)?).into_owned();
+                // Whatever is not one of ours stays where it is.
+                records
+                    .extend(text.trim_end().split_once('\n').map(|(name, value)| (name.to_owned(), value.to_owned())));
+            }
+        }
+        records.sort();
+        Ok(records)
+    }
+
+    fn unread(&self, source: std::io::Error) -> FileError {
+        FileError::Read { path: self.directory.clone(), source }
+    }
+
+    fn record(&self, name: &str, value: &str) -> PathBuf {
+        let hash = digest(&SHA256, format!("{name}\n{value}").as_bytes());
+        let hash: String = hash.as_ref()[..HASH_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
+        self.directory.join(format!("{hash}.{RECORD}"))
+    }
+
     fn path(&self, name: &CertificateName) -> PathBuf {
         self.directory.join(format!("{}{PEM}", name.as_str().replacen('*', WILDCARD, 1)))
     }
@@ -126,6 +163,24 @@ fn remove(path: &Path) -> Result<(), FileError> {
             Err(FileError::Write { path: path.to_owned(), source: error })
         }
         _ => Ok(()),
+    }
+}
+
+impl Identity {
+    /// Key and chain in one text: a secret.
+    pub fn to_pem(&self) -> String {
+        files::key_pem(self.key()) + &self.chain_pem()
+    }
+
+    /// What [`Identity::to_pem`] wrote.
+    ///
+    /// # Errors
+    /// What is not such a text, or a key that is not the chain's.
+    pub fn of_pem(pem: &[u8]) -> Result<Self, crate::IdentityError> {
+        let malformed = |_| crate::IdentityError::Malformed;
+        let chain = CertificateDer::pem_slice_iter(pem).take(files::CHAIN_CERTIFICATES_MAX);
+        let chain = chain.collect::<Result<Vec<_>, _>>().map_err(malformed)?;
+        Self::new(chain, PrivateKeyDer::from_pem_slice(pem).map_err(malformed)?)
     }
 }
 
@@ -166,6 +221,8 @@ mod tests {
             let identity = authority.issue_server(&[text.into()], &[]).unwrap();
             files.save(&name(text), &identity).unwrap();
             assert_eq!(files.load(&name(text)).unwrap().unwrap(), identity);
+            assert_eq!(Identity::of_pem(identity.to_pem().as_bytes()).unwrap(), identity);
+            assert!(Identity::of_pem(identity.chain_pem().as_bytes()).is_err());
         }
         files.save_account("{}").unwrap();
         assert_eq!(files.account().unwrap().unwrap(), b"{}");
@@ -179,6 +236,22 @@ mod tests {
         assert!(files.load(&name("a.test")).unwrap().is_none());
         files.remove_account().unwrap();
         assert!(files.account().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_record_is_known_from_before_it_is_put_until_it_was_taken_away() {
+        let state = tempfile::tempdir().unwrap();
+        let files = IssuedFiles::at(state.path(), "https://ca.test/dir");
+        files.make().unwrap();
+        for value in ["one", "two", "two"] {
+            files.note_record("_acme-challenge.a.test", value).unwrap();
+        }
+        let record = |value: &str| ("_acme-challenge.a.test".to_owned(), value.to_owned());
+        assert_eq!(files.records().unwrap(), [record("one"), record("two")]);
+        files.forget_record("_acme-challenge.a.test", "one").unwrap();
+        files.forget_record("_acme-challenge.a.test", "one").unwrap();
+        assert_eq!(files.records().unwrap(), [record("two")]);
+        assert_eq!(files.names().unwrap(), []);
     }
 
     #[test]

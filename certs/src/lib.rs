@@ -26,6 +26,7 @@ mod renewal;
 mod reload;
 mod resolver;
 
+mod sealed;
 mod secret;
 mod tickets;
 
@@ -48,4 +49,5 @@ pub use reload::{Reload, ReloadError, Reloaded};
 pub use renewal::{Backoff, Window};
 pub use resolver::{Certificates, Resolver, ResolverError};
 pub use role::{INTERNAL_DOMAIN, OperatorName, OperatorNameError, Role, peer_of, peer_role};
+pub use sealed::Sealing;
 pub use secret::{FrontSecret, RandomError};

@@ -260,7 +260,7 @@ impl NodeConfig {
             problems.add(None, "trust.unsigned_plans", "with a root every plan needs a signature", Some("remove it"));
         }
         if let Some(acme) = &config.acme {
-            acme.problems(listen, &mut problems);
+            acme.problems(listen, config.tls.secret.is_some(), &mut problems);
         }
         TlsName::problems(&config.tls.names, &mut problems);
         config.front.check(&mut problems);

@@ -4,9 +4,12 @@
 //! it, a few at once. Nothing of a request waits for any of this: what is there is shown, and what fails leaves it be.
 //! Until there is a first certificate for a name, a handshake for it ends as for any name that is not served here.
 
+mod held;
+
 mod directory;
 mod hook;
 mod order;
+mod place;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -24,7 +27,10 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use self::directory::Directory;
 pub use self::directory::DirectoryError;
+use self::held::Held;
+use self::hook::Record;
 use self::order::{OrderError, Orders};
+pub use self::place::Place;
 use crate::metrics::Metrics;
 use crate::release::origin::chain;
 use crate::request::{Request, Response, full};
@@ -37,6 +43,8 @@ const ASKED_MAX: usize = 64;
 /// How long nothing is looked at: not always, and not for long, since the clock may be set meanwhile.
 const SLEEP_MIN: Duration = Duration::from_millis(10);
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// How often it is looked what other nodes of the place got.
+const PLACE_LOOK: Duration = Duration::from_secs(2);
 /// How often it is looked whether an app still has a host whose certificate would be renewed.
 const UNDECLARED_PAUSE: Duration = Duration::from_secs(3_600);
 /// How long to wait where the authority says that it is asked too much.
@@ -62,24 +70,8 @@ pub struct Acme {
     provider: TlsProvider,
     held: BTreeMap<CertificateName, Held>,
     account: Opening,
-}
-
-/// What is known of one name.
-#[derive(Default)]
-struct Held {
-    identity: Option<Identity>,
-    /// Whether the file names it, and not an app.
-    is_configured: bool,
-    /// Whether something is done for it now.
-    is_busy: bool,
-    /// When another certificate is wanted. None: at once.
-    renew: Option<SystemTime>,
-    /// Nothing is ordered before.
-    pause: Option<SystemTime>,
-    /// When to ask the authority when it wants a renewal. None: never.
-    look: Option<SystemTime>,
-    window: Option<Window>,
-    failures: u32,
+    /// Where other nodes order for this one too.
+    place: Option<Arc<Place>>,
 }
 
 /// The account with the authority.
@@ -95,6 +87,8 @@ struct Opening {
 enum Done {
     Opened(Result<Account, OrderError>),
     Ordered(CertificateName, Result<Box<Identity>, OrderError>),
+    /// It is another node's turn to order.
+    Waits(CertificateName),
     Looked(CertificateName, Option<(Window, Duration)>),
 }
 
@@ -102,19 +96,6 @@ type Jobs = JoinSet<Done>;
 
 fn is_over(moment: Option<SystemTime>, now: SystemTime) -> bool {
     moment.is_none_or(|moment| moment <= now)
-}
-
-impl Held {
-    /// When something is to be done for it next. None: now.
-    fn next(&self, now: SystemTime) -> Option<SystemTime> {
-        let order = self.renew.max(self.pause).unwrap_or(now);
-        let look = self.identity.as_ref().and(self.look);
-        Some(look.map_or(order, |look| look.min(order))).filter(|next| *next > now)
-    }
-
-    fn has_ended(&self, now: SystemTime) -> bool {
-        self.identity.as_ref().is_none_or(|identity| identity.not_after() <= now)
-    }
 }
 
 impl Acme {
@@ -149,9 +130,19 @@ impl Acme {
             held.entry(name).or_insert_with(|| Held { is_configured, ..Held::of(identity) });
         }
         let settings = Arc::new(settings);
-        let acme = Self { settings, files, directory, resolver, provider, held, account: Opening::default() };
+        let acme =
+            Self { settings, files, directory, resolver, provider, held, account: Opening::default(), place: None };
         acme.show();
         Ok(acme)
+    }
+
+    /// The same for a node of this place: it orders for the others, and they for it.
+    #[must_use]
+    pub fn of_place(self, place: Place) -> Self {
+        let place = Arc::new(place);
+        let asked = Arc::clone(&place);
+        self.resolver.challenges().ask_elsewhere(move |host, token| asked.answer(host, token));
+        Self { place: Some(place), ..self }
     }
 
     /// Gets certificates for as long as it is polled.
@@ -168,9 +159,11 @@ impl Acme {
                 }
             });
         }
+        Record::take_all_away(&self.settings, &self.files).await;
         let mut jobs = Jobs::new();
         let mut doing: HashMap<Id, Option<CertificateName>> = HashMap::new();
         loop {
+            self.take_given(&parts.metrics);
             self.tell(&parts.metrics);
             self.begin(&parts, &mut jobs, &mut doing);
             let rest = self.rest(jobs.len());
@@ -190,7 +183,8 @@ impl Acme {
         if !self.held.values().any(due) {
             return;
         }
-        let orders = Orders { settings: Arc::clone(&self.settings), files: self.files.clone() };
+        let (settings, place) = (Arc::clone(&self.settings), self.place.clone());
+        let orders = Orders { settings, files: self.files.clone(), place };
         let Some(account) = self.account.account.clone() else {
             if !self.account.is_busy && is_over(self.account.pause, now) {
                 self.account.is_busy = true;
@@ -222,6 +216,11 @@ impl Acme {
                     let (orders, provider) = (orders.clone(), self.provider);
                     let challenges = self.resolver.challenges().clone();
                     jobs.spawn(async move {
+                        match orders.has_turn(&wanted, old.as_ref()).await {
+                            Ok(true) => {}
+                            Ok(false) => return Done::Waits(wanted),
+                            Err(error) => return Done::Ordered(wanted, Err(error)),
+                        }
                         let ordered = orders.order(&account, &wanted, old.as_ref(), (&challenges, provider)).await;
                         Done::Ordered(wanted, ordered.map(Box::new))
                     })
@@ -245,6 +244,7 @@ impl Acme {
             Ok(Done::Opened(opened)) => self.opened(opened, metrics),
             Ok(Done::Ordered(name, Ok(identity))) => self.renewed(&name, *identity, metrics),
             Ok(Done::Ordered(name, Err(error))) => self.failed(&name, &error, metrics),
+            Ok(Done::Waits(name)) => self.waits(&name),
             Ok(Done::Looked(name, window)) => self.looked(&name, window),
             // A job that ended by a panic is a failure of its name.
             Err(_) => match whose.flatten() {
@@ -288,8 +288,45 @@ impl Acme {
         metrics.acme_issued(name.as_str());
         tracing::info!(%name, ends = %date(identity.not_after()), "new certificate");
         // However soon the authority wants another one.
-        *held = Held { is_configured: held.is_configured, pause: Some(pause), ..Held::of(Some(identity)) };
+        let seen = std::mem::take(&mut held.seen);
+        *held = Held { is_configured: held.is_configured, pause: Some(pause), seen, ..Held::of(Some(identity)) };
         self.show();
+    }
+
+    /// Another node orders it: what comes of that is looked for.
+    fn waits(&mut self, name: &CertificateName) {
+        let Some(held) = self.held.get_mut(name) else { return };
+        held.is_busy = false;
+        held.pause = Some(SystemTime::now() + PLACE_LOOK);
+    }
+
+    /// Takes what other nodes of the place got.
+    fn take_given(&mut self, metrics: &Metrics) {
+        let Some(place) = &self.place else { return };
+        let mut has_taken = false;
+        for (name, held) in &mut self.held {
+            let Some(sealed) = place.given(&self.files, name).filter(|sealed| held.seen != *sealed) else { continue };
+            if held.is_busy {
+                continue;
+            }
+            held.seen = sealed.clone();
+            let Some(given) = place.opened(&self.files, name, &sealed) else { continue };
+            let is_newer = held.identity.as_ref().is_none_or(|own| own.not_after() < given.not_after());
+            if !is_newer || given.not_after() <= SystemTime::now() {
+                continue;
+            }
+            let Ok(given) = given.signing_with(&selvage_certs::provider_of(self.provider)) else { continue };
+            if let Err(error) = self.files.save(name, &given) {
+                tracing::error!(%name, error = chain(&error), "certificate of another node can't be kept");
+            }
+            tracing::info!(%name, ends = %date(given.not_after()), "new certificate, from another node of the place");
+            metrics.acme_taken(name.as_str());
+            *held = Held { is_configured: held.is_configured, seen: sealed, ..Held::of(Some(given)) };
+            has_taken = true;
+        }
+        if has_taken {
+            self.show();
+        }
     }
 
     fn failed(&mut self, name: &CertificateName, error: &OrderError, metrics: &Metrics) {
@@ -345,7 +382,7 @@ impl Acme {
     fn rest(&self, under_way: usize) -> Duration {
         // A job that ends wakes the loop.
         if under_way >= ORDERS_MAX || self.account.is_busy {
-            return SLEEP_MAX;
+            return if self.place.is_some() { PLACE_LOOK } else { SLEEP_MAX };
         }
         let now = SystemTime::now();
         let account = self.account.pause.filter(|_| self.account.account.is_none());
@@ -353,7 +390,8 @@ impl Acme {
             let next = held.next(now).max(account).unwrap_or(now);
             next.duration_since(now).unwrap_or(Duration::ZERO)
         });
-        waits.min().unwrap_or(SLEEP_MAX).clamp(SLEEP_MIN, SLEEP_MAX)
+        let most = if self.place.is_some() { PLACE_LOOK } else { SLEEP_MAX };
+        waits.min().unwrap_or(most).clamp(SLEEP_MIN, most)
     }
 
     fn show(&self) {
@@ -368,15 +406,6 @@ impl Acme {
         let ends =
             self.held.iter().filter_map(|(name, held)| Some((name.as_str(), held.identity.as_ref()?.not_after())));
         metrics.certificates("acme", ends);
-    }
-}
-
-impl Held {
-    /// What is known of a name that has this certificate, or none.
-    fn of(identity: Option<Identity>) -> Self {
-        let renew = identity.as_ref().map(|identity| identity.renew_by_age(chance()));
-        let look = identity.as_ref().map(|_| SystemTime::now());
-        Self { identity, renew, look, ..Self::default() }
     }
 }
 

@@ -298,6 +298,11 @@ impl Metrics {
         self.acme_orders.with_label_values(&[name, "issued"]).inc();
     }
 
+    /// Another node of the place got a certificate for this name.
+    pub(crate) fn acme_taken(&self, name: &str) {
+        self.acme_orders.with_label_values(&[name, "taken"]).inc();
+    }
+
     /// It did not. Without a name it was the account that failed.
     pub(crate) fn acme_failed(&self, name: &str, cause: &str) {
         self.acme_orders.with_label_values(&[name, cause]).inc();

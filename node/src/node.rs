@@ -39,6 +39,7 @@ use self::certificates::{acme_of, certificates, front_tls, look_at_certificates,
 use self::fleet::Fleet;
 use self::handover::{Offer, take_over};
 
+use crate::acme::Place;
 use crate::admin::{Admin, AdminParts};
 use crate::engine::{EngineError, EngineOptions, Engines, machine};
 use crate::host::outbound::Egress;
@@ -179,6 +180,7 @@ impl Node {
         let engines = start_engines(options);
         let state = State::open(&config.state_dir)?;
         let acme = acme_of(&config, reload.as_ref())?;
+        let sealing = config.acme.as_ref().filter(|acme| acme.shared).map(|_| secret.sealing());
         if takes_over {
             // What is wrong with the trust is found before the other node goes.
             ledger(&config.trust, &state)?;
@@ -227,9 +229,13 @@ impl Node {
         let (plans, planned) = watch::channel(restored);
         tasks.spawn(activation.run(planned));
         if let Some(reload) = reload {
-            tasks.spawn(look_at_certificates(reload, parts.metrics.clone()));
+            tasks.spawn(look_at_certificates(reload, listeners.servers(), parts.metrics.clone()));
         }
         if let Some(acme) = acme {
+            let acme = match sealing {
+                Some(sealing) => acme.of_place(Place::new(kv.clone(), sealing, me.name.clone())),
+                None => acme,
+            };
             tasks.spawn(acme.run(Arc::clone(&parts)));
         }
         if let Some(fleet) = fleet {
@@ -313,7 +319,7 @@ impl Node {
             Addresses { https: listeners.https_addr(), http: listeners.http_addr(), ..Addresses::default() };
         let mut tasks = JoinSet::new();
         if let Some(reload) = reload {
-            tasks.spawn(look_at_certificates(reload, parts.metrics.clone()));
+            tasks.spawn(look_at_certificates(reload, listeners.servers(), parts.metrics.clone()));
         }
         Ok(Self {
             me: Arc::new(Me { name, region, labels: BTreeMap::new(), addresses, admin: OnceLock::new(), ledger: None }),

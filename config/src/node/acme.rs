@@ -44,6 +44,10 @@ pub struct Acme {
     /// Whether clients' asking for the host of an app that runs here is enough to get a certificate for it. Default no.
     #[serde(default)]
     pub on_demand: bool,
+    /// Whether the nodes with this node's `tls.secret` order one certificate for all of them, and answer for each other's
+    /// challenges; what they tell each other stands in the KV, sealed. Default no.
+    #[serde(default)]
+    pub shared: bool,
     /// Hosts that have certificates in this way, at most. Default 1,000.
     #[serde(default = "on_demand_max")]
     pub on_demand_max: u32,
@@ -153,7 +157,12 @@ impl Acme {
     }
 
     /// Notes what can't be.
-    pub(super) fn problems(&self, listen: &Listen, problems: &mut Problems) {
+    pub(super) fn problems(&self, listen: &Listen, has_secret: bool, problems: &mut Problems) {
+        if self.shared && !has_secret {
+            let hint = "add secret = \"pop.secret\" under [tls], the same file on each of them";
+            let message = "what nodes tell each other is sealed with a secret that they share";
+            problems.add(self.directory.span(), "acme.shared", message, Some(hint));
+        }
         let host = self.directory().strip_prefix("https://").and_then(|rest| rest.split(['/', '?', '#']).next());
         if host.is_none_or(str::is_empty) || self.directory().contains(|c: char| c.is_whitespace() || c.is_control()) {
             let hint = "as in \"https://acme-v02.api.letsencrypt.org/directory\"";
@@ -261,7 +270,7 @@ mod tests {
                 return invalid.places().into_iter().map(|place| (place.line, place.message)).collect();
             }
         };
-        acme.problems(listen, &mut problems);
+        acme.problems(listen, false, &mut problems);
         match problems.settle(Path::new("node.toml"), text, Some(())) {
             Ok(()) => Vec::new(),
             Err(invalid) => invalid.places().into_iter().map(|place| (place.line, place.field)).collect(),
@@ -294,6 +303,7 @@ mod tests {
             (GOOD.to_owned(), &https_only, None, "acme.challenge"),
             (GOOD.to_owned(), &Listen { https: None, ..listen() }, Some(1), "acme"),
             (format!("{GOOD}retry_ms = 0"), &listen(), None, "acme.retry_ms"),
+            (format!("{GOOD}shared = true"), &listen(), Some(1), "acme.shared"),
             (format!("{GOOD}retry_ms = 5\nretry_ms_max = 4"), &listen(), None, "acme.retry_ms_max"),
         ] {
             assert_eq!(wrong(&text, listen), [(line, field.to_owned())], "{text}");

@@ -8,9 +8,12 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use selvage_certs::{FileError, IssuedFiles};
 use selvage_config::node::Acme as Settings;
 use tokio::io::{AsyncReadExt, sink};
 use tokio::process::Command;
+
+use crate::release::origin::chain;
 
 /// Bytes of what the program says to its standard error that are told.
 const SAID_BYTES_MAX: u64 = 2_048;
@@ -41,6 +44,9 @@ pub(super) enum HookError {
         /// What it said.
         said: String,
     },
+    /// What is to be taken away can't be noted.
+    #[error(transparent)]
+    Note(#[from] FileError),
     /// It did not end.
     #[error("{program} {action} did not end in {most:?}")]
     Slow {
@@ -60,16 +66,44 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Has the record put.
-    pub(super) async fn put(settings: &Settings, host: &str, value: String) -> Result<Self, HookError> {
+    /// Has the record put. That it will be is noted first: who is stopped meanwhile takes it away at the next start.
+    pub(super) async fn put(
+        settings: &Settings,
+        files: &IssuedFiles,
+        host: &str,
+        value: String,
+    ) -> Result<Self, HookError> {
         let record = Self { name: format!("_acme-challenge.{host}"), value };
-        record.call(settings, "present").await?;
+        files.note_record(&record.name, &record.value)?;
+        if let Err(error) = record.call(settings, "present").await {
+            // What a program that failed has left there is its own; one that was cut off has not had its say.
+            if !matches!(error, HookError::Slow { .. }) {
+                files.forget_record(&record.name, &record.value)?;
+            }
+            return Err(error);
+        }
         Ok(record)
     }
 
     /// Has it taken away.
-    pub(super) async fn take_away(self, settings: &Settings) -> Result<(), HookError> {
-        self.call(settings, "cleanup").await
+    pub(super) async fn take_away(self, settings: &Settings, files: &IssuedFiles) -> Result<(), HookError> {
+        self.call(settings, "cleanup").await?;
+        Ok(files.forget_record(&self.name, &self.value)?)
+    }
+
+    /// Has those taken away that stood when the node was stopped.
+    pub(super) async fn take_all_away(settings: &Settings, files: &IssuedFiles) {
+        let records = files.records().unwrap_or_else(|error| {
+            tracing::warn!(error = chain(&error), "notes of records can't be read");
+            Vec::new()
+        });
+        for (name, value) in records {
+            let record = name.clone();
+            match (Self { name, value }).take_away(settings, files).await {
+                Ok(()) => tracing::info!(record, "record of a challenge that stood when the node was stopped is gone"),
+                Err(error) => tracing::warn!(record, error = chain(&error), "record of a challenge stays"),
+            }
+        }
     }
 
     async fn call(&self, settings: &Settings, action: &'static str) -> Result<(), HookError> {
@@ -112,35 +146,51 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
+    fn files(dir: &tempfile::TempDir) -> IssuedFiles {
+        let files = IssuedFiles::at(dir.path(), "https://ca.test");
+        files.make().unwrap();
+        files
+    }
+
     #[tokio::test]
     async fn a_record_is_put_and_taken_away_by_arguments_that_no_shell_reads() {
         let dir = tempfile::tempdir().unwrap();
         let told = dir.path().join("told");
         let script = format!("for it in \"$@\"; do echo \"$it\" >> {}; done; echo much >&2", told.display());
-        let settings = settings(&script, 60_000);
-        let record = Record::put(&settings, "a.test", "v;al $ue".into()).await.unwrap();
-        record.take_away(&settings).await.unwrap();
+        let (settings, files) = (settings(&script, 60_000), files(&dir));
+        let record = Record::put(&settings, &files, "a.test", "v;al $ue".into()).await.unwrap();
+        assert_eq!(files.records().unwrap().len(), 1);
+        record.take_away(&settings, &files).await.unwrap();
+        assert_eq!(files.records().unwrap(), []);
         let call = |action: &str| format!("$(touch x) \"\n{action}\n_acme-challenge.a.test\nv;al $ue\n");
         assert_eq!(std::fs::read_to_string(&told).unwrap(), call("present") + &call("cleanup"));
     }
 
     #[tokio::test]
     async fn a_program_that_fails_or_stays_is_a_failure() {
-        let put = |script: &'static str, most| async move {
-            Record::put(&settings(script, most), "a.test", "x".into()).await.map(drop).unwrap_err()
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(&dir);
+        let put = async |script: &'static str, most| {
+            Record::put(&settings(script, most), &files, "a.test", "x".into()).await.map(drop).unwrap_err()
         };
         let failed = put("echo no zone >&2; exit 3", 60_000).await.to_string();
         assert!(failed.contains("exit status: 3: no zone"), "{failed}");
         assert!(matches!(put("sleep 60", 50).await, HookError::Slow { .. }));
         let much = put("yes | head -c 1000000 >&2; exit 1", 60_000).await.to_string();
         assert!(much.len() < 4_096, "{}", much.len());
+        assert_eq!(files.records().unwrap().len(), 1, "who was cut off may have put it");
+        Record::take_all_away(&settings("exit 1", 60_000), &files).await;
+        assert_eq!(files.records().unwrap().len(), 1);
+        Record::take_all_away(&settings("exit 0", 60_000), &files).await;
+        assert_eq!(files.records().unwrap(), []);
     }
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
         let text = "directory = 'https://ca.test'\ndns_hook = ['/nowhere/hook']";
         let settings: Settings = toml::from_str(text).unwrap();
-        let error = Record::put(&settings, "a.test", "x".into()).await.map(drop).unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let error = Record::put(&settings, &files(&dir), "a.test", "x".into()).await.map(drop).unwrap_err();
         assert!(error.to_string().contains("/nowhere/hook"), "{error}");
     }
 }

@@ -17,6 +17,7 @@ use selvage_config::node::{Acme as Settings, AcmeChallenge, CertificateName, Tls
 
 use super::directory::Directory;
 use super::hook::{HookError, Record};
+use super::place::{Place, PlaceError, Posted};
 
 /// Time for an account, and for an order besides what the program for records takes.
 const ACCOUNT_MAX: Duration = Duration::from_secs(60);
@@ -51,6 +52,8 @@ pub(super) enum OrderError {
     Account(#[source] serde_json::Error),
     #[error("acme.external_account.key is no base64url")]
     ExternalKey(#[source] base64::DecodeError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error("the order did not end in time")]
     Slow,
     #[error("the order ended early")]
@@ -67,6 +70,7 @@ impl OrderError {
             Self::Hook(_) => "hook",
             Self::Request(_) | Self::Identity(_) | Self::Other => "certificate",
             Self::File(_) | Self::Account(_) | Self::ExternalKey(_) => "file",
+            Self::Place(_) => "place",
             Self::Slow => "slow",
             Self::Ended => "ended",
         }
@@ -98,11 +102,12 @@ fn at(step: &'static str) -> impl FnOnce(Error) -> OrderError {
 pub(super) struct Orders {
     pub(super) settings: Arc<Settings>,
     pub(super) files: IssuedFiles,
+    pub(super) place: Option<Arc<Place>>,
 }
 
 /// What stands while an authority looks.
 enum Proof {
-    Answer(#[expect(dead_code, reason = "it answers for as long as it lives")] Answering),
+    Answer(#[expect(dead_code, reason = "it answers for as long as it lives")] Answering, Option<Posted>),
     Record(Record),
 }
 
@@ -168,9 +173,15 @@ impl Orders {
         if !identity.names().iter().any(|other| other == name.as_str()) || identity.not_after() <= SystemTime::now() {
             return Err(OrderError::Other);
         }
-        let (files, name, kept) = (self.files.clone(), name.clone(), identity.clone());
-        let saved = tokio::task::spawn_blocking(move || files.save(&name, &kept));
+        let (files, kept_name, kept) = (self.files.clone(), name.clone(), identity.clone());
+        let saved = tokio::task::spawn_blocking(move || files.save(&kept_name, &kept));
         saved.await.map_err(|_| OrderError::Ended)??;
+        if let Some(place) = &self.place
+            && let Err(error) = place.give(&self.files, name, &identity).await
+        {
+            // It is good here all the same. The others order for themselves when the turn is over.
+            tracing::warn!(%name, error = super::chain(&error), "certificate is not given to the place");
+        }
         Ok(identity)
     }
 
@@ -189,11 +200,7 @@ impl Orders {
             Err(error) => Err(error),
         };
         for proof in proofs {
-            if let Proof::Record(record) = proof
-                && let Err(error) = record.take_away(&self.settings).await
-            {
-                tracing::warn!(%name, error = super::chain(&error), "record of a challenge stays");
-            }
+            self.take_away(name, proof).await;
         }
         looked?;
         let enrolment = Enrolment::of_name(name.as_str())?;
@@ -201,6 +208,38 @@ impl Orders {
         let policy = RetryPolicy::new().timeout(LOOKED_MAX);
         let pem = order.poll_certificate(&policy).await.map_err(at("wait for the certificate"))?;
         Ok(enrolment.finish_pem(&pem)?)
+    }
+
+    /// Takes away what an authority has looked at, or will not look at any more.
+    async fn take_away(&self, name: &CertificateName, proof: Proof) {
+        match (proof, &self.place) {
+            (Proof::Record(record), _) => {
+                if let Err(error) = record.take_away(&self.settings, &self.files).await {
+                    tracing::warn!(%name, error = super::chain(&error), "record of a challenge stays");
+                }
+            }
+            (Proof::Answer(_, Some(posted)), Some(place)) => {
+                if let Err(error) = place.take_away(posted).await {
+                    tracing::debug!(%name, error = super::chain(&error), "the place's answer stays until it ends");
+                }
+            }
+            (Proof::Answer(..), _) => {}
+        }
+    }
+
+    /// Whether it is this node's turn to order, and nobody else has done so meanwhile.
+    pub(super) async fn has_turn(&self, name: &CertificateName, old: Option<&Identity>) -> Result<bool, OrderError> {
+        let Some(place) = &self.place else { return Ok(true) };
+        if !place.has_turn(name).await? {
+            return Ok(false);
+        }
+        let ends = |identity: &Identity| identity.not_after();
+        let given = place.given(&self.files, name).and_then(|sealed| place.opened(&self.files, name, &sealed));
+        let is_done = given.as_ref().map(ends) > old.map(ends);
+        if is_done {
+            place.pass(name).await?;
+        }
+        Ok(!is_done)
     }
 
     /// Shows that the name leads here, in each way that the authority asks for, and says so.
@@ -231,6 +270,12 @@ impl Orders {
         Ok(())
     }
 
+    /// Has the other nodes of the place answer too.
+    async fn post(&self, host: &str, token: Option<&str>, answer: &[u8]) -> Result<Option<Posted>, OrderError> {
+        let Some(place) = &self.place else { return Ok(None) };
+        Ok(Some(place.post(host, token, answer).await?))
+    }
+
     async fn prove(
         &self,
         challenge: &ChallengeHandle<'_>,
@@ -239,13 +284,19 @@ impl Orders {
     ) -> Result<Proof, OrderError> {
         let key = challenge.key_authorization();
         Ok(match self.settings.challenge() {
-            AcmeChallenge::Http01 => Proof::Answer(challenges.answer_http(host, &challenge.token, key.as_str())),
+            AcmeChallenge::Http01 => {
+                let own = challenges.answer_http(host, &challenge.token, key.as_str());
+                Proof::Answer(own, self.post(host, Some(&challenge.token), key.as_str().as_bytes()).await?)
+            }
             AcmeChallenge::TlsAlpn01 => {
                 let digest = key.digest();
                 let digest = digest.as_ref().try_into().map_err(|_| OrderError::Ended)?;
-                Proof::Answer(challenges.answer_tls(host, digest, provider)?)
+                let own = challenges.answer_tls(host, digest, provider)?;
+                Proof::Answer(own, self.post(host, None, digest).await?)
             }
-            AcmeChallenge::Dns01 => Proof::Record(Record::put(&self.settings, host, key.dns_value()).await?),
+            AcmeChallenge::Dns01 => {
+                Proof::Record(Record::put(&self.settings, &self.files, host, key.dns_value()).await?)
+            }
         })
     }
 }

@@ -3,6 +3,7 @@
 //! `.ci/tools` has it. Without it these tests are skipped with a loud line; never in CI.
 
 mod pebble;
+mod place;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -208,6 +209,63 @@ async fn a_wildcard_is_got_by_records_that_a_program_puts() {
     let record = "_acme-challenge.a.test";
     assert_eq!(actions.last().unwrap(), &["cleanup", record]);
     assert!(actions.contains(&vec!["present", record]));
+    node.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_is_bound_to_one_that_the_operator_has_elsewhere() {
+    let Some(mut pebble) = Pebble::new() else { return };
+    let (right, wrong) = ("zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W", "d3Jvbmc".repeat(9));
+    pebble.knows_only("kid-1", right);
+    let dir = tempfile::tempdir().unwrap();
+    let (any, key) = ("127.0.0.1:0".parse().unwrap(), dir.path().join("external.key"));
+    std::fs::write(&key, wrong).unwrap();
+    let acme = format!("names = ['a.test']\nexternal_account = {{ id = 'kid-1', key = '{}' }}", key.display());
+    let node = start(&text(dir.path(), [any, any], &pebble, &acme)).await;
+    let addresses = node.addresses();
+    let (https, http, admin) = (addresses.https.unwrap(), addresses.http.unwrap(), addresses.admin.unwrap());
+    pebble.start(http.port(), https.port()).await;
+    reaches(admin, &orders("", "refused"), 1).await;
+    // The file is read at each try.
+    std::fs::write(&key, right).unwrap();
+    shown(https, "a.test", &pebble.issuer().await).await;
+    node.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_stood_when_the_node_was_stopped_is_taken_away_at_its_next_start() {
+    let Some(mut pebble) = Pebble::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (hook, log) = (pebble.hook(), dir.path().join("hook.log"));
+    // It puts the record, says so, and does not come back.
+    let slow = dir.path().join("slow.sh");
+    std::fs::write(&slow, format!(". {}; [ $2 = cleanup ] || sleep 600", hook.display())).unwrap();
+    let acme = |hook: &Path| {
+        let (hook, log) = (hook.display(), log.display());
+        format!("names = ['a.test']\nchallenge = 'dns-01'\ndns_hook = ['/bin/sh', '{hook}', '{log}']")
+    };
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    let says = async |what: &str| {
+        let saying = async {
+            while !said().contains(what) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, saying).await.unwrap_or_else(|_| panic!("{what} in {}", said()));
+    };
+    pebble.start(1, 1).await;
+    let node = start(&text(dir.path(), [any, any], &pebble, &acme(&slow))).await;
+    says("present _acme-challenge.a.test").await;
+    node.drain().await;
+    assert!(!said().contains("cleanup"), "{}", said());
+
+    let node = start(&text(dir.path(), [any, any], &pebble, &acme(&hook))).await;
+    says("cleanup _acme-challenge.a.test").await;
+    shown(node.addresses().https.unwrap(), "a.test", &pebble.issuer().await).await;
+    says("present _acme-challenge.a.test\ncleanup _acme-challenge.a.test\npresent").await;
+    let files = IssuedFiles::at(&dir.path().join("state"), &pebble.directory());
+    assert_eq!(files.records().unwrap(), [], "nothing is left to do");
     node.drain().await;
 }
 

@@ -1,5 +1,6 @@
 //! Pebble, the ACME authority for tests of Let's Encrypt, with its server of names. Both stay on loopback.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ pub(super) struct Pebble {
     names: u16,
     names_management: u16,
     children: Vec<Child>,
+    /// Name and key of the one account that it knows from elsewhere. None: anybody may have one.
+    external: Option<(String, String)>,
 }
 
 impl Drop for Pebble {
@@ -71,7 +74,12 @@ impl Pebble {
         let own = authority.issue_server(&[], &["127.0.0.1".parse().unwrap()]).unwrap();
         own.save(dir.path().join("own.pem"), dir.path().join("own.key")).unwrap();
         let [directory, management, names, names_management] = ports[..] else { unreachable!() };
-        Some(Self { dir, directory, management, names, names_management, children: Vec::new() })
+        Some(Self { dir, directory, management, names, names_management, children: Vec::new(), external: None })
+    }
+
+    /// It gives accounts only to whom it knows by this name and this key, in base64url (RFC 8555 7.3.4).
+    pub(super) fn knows_only(&mut self, name: &str, key: &str) {
+        self.external = Some((name.to_owned(), key.to_owned()));
     }
 
     /// Where its directory is.
@@ -99,7 +107,8 @@ impl Pebble {
             "managementListenAddress": format!("127.0.0.1:{}", self.management),
             "certificate": path("own.pem"), "privateKey": path("own.key"),
             "httpPort": http, "tlsPort": https,
-            "ocspResponderURL": "", "externalAccountBindingRequired": false,
+            "ocspResponderURL": "", "externalAccountBindingRequired": self.external.is_some(),
+            "externalAccountMACKeys": self.external.iter().cloned().collect::<BTreeMap<_, _>>(),
             "retryAfter": { "authz": 1, "order": 1 },
         }});
         fs::write(path("config.json"), config.to_string()).unwrap();
