@@ -155,7 +155,10 @@ impl Parts {
 
     fn next_id(&self) -> HeaderValue {
         let id = format!("{:016x}-{:x}", self.ids.start, self.ids.next.fetch_add(1, Ordering::Relaxed));
-        HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits and '-'")
+        let mut value = HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits and '-'");
+        // It never comes again: to HPACK this says that its table shall not keep it (RFC 7541 6.2.3).
+        value.set_sensitive(true);
+        value
     }
 }
 
@@ -206,6 +209,17 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
     if let Some(fixed) = found.fixed() {
         return Ok(fixed);
     }
+    // In a box: a request that needs no guest would carry the room for one through every move of its task.
+    Box::pin(answer_by_guest(request, &authority, found, &record.id)).await
+}
+
+/// The steps of a request that a guest answers.
+async fn answer_by_guest(
+    mut request: Request,
+    authority: &Authority,
+    found: &Found,
+    id: &HeaderValue,
+) -> Result<Response, Fault> {
     let (of_route, captures, target) = found.guest().ok_or_else(|| Fault::Node("route without a target".into()))?;
     let limits = target.pool.limits();
     refuse_large(&request, limits)?;
@@ -216,8 +230,8 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
         }
         None => None,
     };
-    let (authority, claims) = (&authority, claims.as_ref());
-    fields::tell_guest(&mut request, &Told { authority, id: &record.id, of_route, captures, claims });
+    let claims = claims.as_ref();
+    fields::tell_guest(&mut request, &Told { authority, id, of_route, captures, claims });
     let deadline = request.arrived + Duration::from_millis(limits.wall_ms);
     let lease = target.pool.lease(deadline).await?;
     checked(lease.call(request).await?)

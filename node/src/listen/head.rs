@@ -9,9 +9,6 @@ use crate::fault::{ClientFault, Fault};
 use crate::request::{Protocol, Request};
 use crate::route::{fields, split};
 
-/// Fields that HTTP/2 and 3 have no use for (RFC 9113 8.2.2, RFC 9114 4.2).
-const OF_H1_ONLY: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
-
 /// What a head that was checked says to the node alone.
 #[derive(Debug)]
 pub(crate) struct Checked {
@@ -130,9 +127,9 @@ fn is_trimmed(value: &HeaderValue) -> bool {
     !is_space(value.as_bytes().first()) && !is_space(value.as_bytes().last())
 }
 
-/// Whether a field has no place in HTTP/2 and 3.
+/// Whether a field has no place in HTTP/2 and 3 (RFC 9113 8.2.2, RFC 9114 4.2).
 pub(super) fn is_of_h1_only(name: &HeaderName) -> bool {
-    OF_H1_ONLY.contains(&name.as_str())
+    matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade")
 }
 
 /// RFC 9110 8.6: digits and nothing else.

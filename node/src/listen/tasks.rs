@@ -4,7 +4,7 @@
 //! it waits neither for its guest nor for a body, it waits for its client, and not without end.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -68,12 +68,13 @@ where
         // Nothing panics while it holds the lock.
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         while set.try_join_next().is_some() {}
-        set.spawn(watched(task, patience));
+        // In a box of its own, so that what is made, moved and read of the task itself is small.
+        set.spawn(watched(Box::pin(task), patience));
     }
 }
 
 /// The task, or its end: dropped, the parser resets its stream.
-async fn watched(task: impl Future<Output = ()>, mut patience: Patience) {
+async fn watched(task: Pin<Box<impl Future<Output = ()>>>, mut patience: Patience) {
     let progress = Arc::new(Progress::default());
     let mut task = pin!(PROGRESS.scope(Arc::clone(&progress), task));
     let mut seen = 0;

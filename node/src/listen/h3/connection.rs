@@ -188,7 +188,8 @@ impl Connection {
         self.next = id + STREAM_STEP;
         self.busy = Instant::now();
         while self.requests.try_join_next().is_some() {}
-        self.requests.spawn(exchange(Arc::clone(&self.shared), send, receive));
+        // In a box of its own, so that what is made, moved and read of the task itself is small.
+        self.requests.spawn(Box::pin(exchange(Arc::clone(&self.shared), send, receive)));
         let front = &self.shared.parts.front;
         let (requests_max, streams_max) = (front.streams_per_connection_max, front.streams_max);
         match self.leaving {
