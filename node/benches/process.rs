@@ -20,7 +20,7 @@ pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_secs_f64(ticks / TICKS_PER_SECOND))
 }
 
-/// Memory of this process that is in RAM.
+/// Memory of a process that is in RAM.
 #[derive(Clone, Copy)]
 pub(crate) struct Resident {
     /// All of it, KiB.
@@ -30,7 +30,12 @@ pub(crate) struct Resident {
 }
 
 pub(crate) fn resident() -> anyhow::Result<Resident> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
+    resident_of("self")
+}
+
+/// The same of another process, by its number.
+pub(crate) fn resident_of(process: &str) -> anyhow::Result<Resident> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     Ok(Resident { kib: kib(&status, "VmRSS:")?, anonymous_kib: kib(&status, "RssAnon:")? })
 }
 

@@ -1,4 +1,5 @@
-//! Clients that were not written here, against the front: curl, h2load (Debian: nghttp2-client), sslyze (PyPI).
+//! Clients that were not written here, against the front: curl, h2load (Debian: nghttp2-client), slowhttptest (Debian),
+//! sslyze (PyPI).
 //!
 //! `.ci/tools` installs them. Without one its part is skipped with a loud line; never in CI.
 
@@ -62,6 +63,27 @@ async fn h2load_gets_every_answer() {
         command.arg(format!("--connect-to=127.0.0.1:{port}")).arg(format!("https://{HOST}:{port}/"));
         let (well, said) = run(command).await;
         assert!(well && said.contains("5000 succeeded, 0 failed, 0 errored, 0 timeout"), "{version}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slowhttptest_loses_every_connection_and_takes_the_service_from_nobody() {
+    let Some(slowhttptest) = program("slowhttptest") else { return };
+    let short =
+        Bounds { head_ms: 2_000, idle_ms: 2_000, body_idle_ms: 2_000, write_idle_ms: 2_000, ..Bounds::default() };
+    let front = Front::with(short).await;
+    // Slow heads, slow bodies, slow readers of 32 MiB. The absolute form names the host, as to a proxy.
+    for (flags, path) in [
+        (&["-H", "-i", "1"][..], "/"),
+        (&["-B", "-i", "1", "-s", "1000000"], "/"),
+        (&["-X", "-n", "1", "-w", "10", "-y", "20", "-z", "5"], "/large"),
+    ] {
+        let mut command = Command::new(&slowhttptest);
+        command.args(flags).args(["-c", "50", "-r", "50", "-l", "60", "-p", "30"]);
+        command.args(["-d", &format!("127.0.0.1:{}", front.http().port()), "-u", &format!("http://{HOST}{path}")]);
+        let (_, said) = run(command).await;
+        assert!(said.contains("No open connections left"), "{flags:?}: {said}");
+        assert!(!said.contains("available:   NO"), "{flags:?}: {said}");
     }
 }
 
