@@ -11,8 +11,14 @@ pub struct Digest([u8; 32]);
 
 /// Text that is no `sha256:` digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no digest: expected sha256: and 64 lower-case hexadecimal digits")]
-pub struct DigestError(String);
+pub enum DigestError {
+    /// It is none.
+    #[error("{0:?} is no digest: expected sha256: and 64 lower-case hexadecimal digits")]
+    Malformed(String),
+    /// It may be one of an algorithm that OCI registers or somebody made up.
+    #[error("{0:?} is a digest by {1}, which is not supported: only sha256 is")]
+    Algorithm(String, String),
+}
 
 impl Digest {
     /// Hashes `bytes`. The only way to learn a digest from content: never believe a header.
@@ -47,8 +53,16 @@ impl Digest {
 impl std::str::FromStr for Digest {
     type Err = DigestError;
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let error = || DigestError(text.chars().take(80).collect());
-        let digits = text.strip_prefix("sha256:").ok_or_else(error)?;
+        let shown = || text.chars().take(80).collect();
+        let error = || DigestError::Malformed(shown());
+        // OCI image-spec 1.1, descriptor.md: algorithm, ':', encoded.
+        let digits = match text.split_once(':') {
+            Some(("sha256", digits)) => digits,
+            Some((algorithm, encoded)) if is_algorithm(algorithm) && !encoded.is_empty() => {
+                return Err(DigestError::Algorithm(shown(), algorithm.to_owned()));
+            }
+            _ => return Err(error()),
+        };
         if digits.len() != 64 || digits.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(error());
         }
@@ -56,6 +70,12 @@ impl std::str::FromStr for Digest {
         hex::decode_to_slice(digits, &mut out).map_err(|_| error())?;
         Ok(Self(out))
     }
+}
+
+/// Whether it could name an algorithm.
+fn is_algorithm(text: &str) -> bool {
+    (1..=32).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+._-".contains(&b))
 }
 
 impl TryFrom<String> for Digest {
@@ -93,6 +113,17 @@ mod tests {
     fn a_digest_is_the_hash_of_the_bytes() {
         assert_eq!(Digest::of(b"").to_string(), EMPTY);
         assert_eq!(EMPTY.parse(), Ok(Digest::of(b"")));
+    }
+
+    #[test]
+    fn another_algorithm_is_named() {
+        let text = format!("sha512:{}", "0".repeat(128));
+        let error = text.parse::<Digest>().unwrap_err();
+        assert!(matches!(&error, DigestError::Algorithm(_, algorithm) if algorithm == "sha512"), "{error}");
+        assert!(error.to_string().contains("sha512, which is not supported"), "{error}");
+        for bad in ["sha512:", ":00", "SHA512:00", "a b:00", "00"] {
+            assert!(matches!(bad.parse::<Digest>(), Err(DigestError::Malformed(_))), "{bad}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
+use crate::digest::DigestError;
 
 /// Largest manifest or index, bytes (what registries commonly take).
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -198,6 +199,23 @@ pub fn is_tag(text: &str) -> bool {
         && bytes.iter().all(|b| word(*b) || matches!(b, b'.' | b'-'))
 }
 
+/// The first digest in a document that is not of a supported algorithm: where it stands, and what is wrong. For the error
+/// of a manifest that can't be read; serde tells the line and not the field.
+pub fn unsupported_digest(document: &[u8]) -> Option<(String, DigestError)> {
+    let value: serde_json::Value = serde_json::from_slice(document).ok()?;
+    let at = |path: String, descriptor: &serde_json::Value| {
+        let error = descriptor.get("digest")?.as_str()?.parse::<Digest>().err()?;
+        matches!(error, DigestError::Algorithm(..)).then_some((path, error))
+    };
+    let one = ["config", "subject"].into_iter().find_map(|name| at(format!("{name}.digest"), value.get(name)?));
+    one.or_else(|| {
+        ["layers", "manifests"].into_iter().find_map(|name| {
+            let list = value.get(name)?.as_array()?.iter().enumerate();
+            list.take(LAYERS_MAX).find_map(|(index, item)| at(format!("{name}[{index}].digest"), item))
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +237,25 @@ mod tests {
             assert!(json.get(key).is_some(), "{key}");
         }
         assert_eq!(serde_json::from_value::<Manifest>(json).unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_digest_of_another_algorithm_is_found_with_its_field() {
+        let good = "sha256:".to_owned() + &"0".repeat(64);
+        let other = "sha512:".to_owned() + &"0".repeat(128);
+        let document = |config: &str, layer: &str, subject: &str| {
+            let text = serde_json::json!({
+                "config": { "digest": config }, "layers": [{ "digest": good }, { "digest": layer }], "subject": { "digest": subject },
+            });
+            unsupported_digest(text.to_string().as_bytes()).map(|(field, _)| field)
+        };
+        assert_eq!(document(&good, &good, &good), None);
+        assert_eq!(document(&good, &other, &good).as_deref(), Some("layers[1].digest"));
+        assert_eq!(document(&other, &other, &good).as_deref(), Some("config.digest"));
+        assert_eq!(document(&good, "x", &other).as_deref(), Some("subject.digest"));
+        for nothing in ["", "[]", "{\"layers\":{}}", "{\"config\":{\"digest\":7}}"] {
+            assert_eq!(unsupported_digest(nothing.as_bytes()), None, "{nothing}");
+        }
     }
 
     #[test]

@@ -44,8 +44,10 @@ struct Either {
 impl Outline {
     /// Reads a manifest. `content_type` is what the client calls it, and must be what it calls itself.
     pub(crate) fn read(bytes: &[u8], content_type: Option<&str>) -> Result<Self, RegistryError> {
-        let either: Either = serde_json::from_slice(bytes)
-            .map_err(|error| RegistryError::manifest_invalid(format!("the manifest can't be read: {error}")))?;
+        let either: Either = serde_json::from_slice(bytes).map_err(|error| match oci::unsupported_digest(bytes) {
+            Some((field, error)) => RegistryError::digest_invalid(format!("{field}: {error}")),
+            None => RegistryError::manifest_invalid(format!("the manifest can't be read: {error}")),
+        })?;
         let called = content_type.map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
         let media_type = match (called, either.media_type) {
             (Some(called), Some(own)) if called != own => {
