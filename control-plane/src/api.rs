@@ -5,6 +5,7 @@ mod apps;
 mod document;
 mod joining;
 mod nodes;
+mod schema;
 mod upkeep;
 
 use std::collections::BTreeMap;

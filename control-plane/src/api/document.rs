@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Route;
+use super::{Route, schema};
 
 /// Where it is had.
 pub(super) const PATH: &str = "/api/v1/openapi.json";
@@ -25,7 +25,9 @@ pub(super) fn write<'r>(routes: impl Iterator<Item = &'r Route>) -> Value {
         if let Some(document) = route.takes {
             operation["requestBody"] = json!({
                 "description": document,
-                "content": { "application/json": { "schema": { "type": "object", "title": document } } },
+                "content": {
+                    "application/json": { "schema": { "$ref": format!("#/components/schemas/{document}") } },
+                },
             });
         }
         let at = paths.entry(route.path.clone()).or_insert_with(|| json!({}));
@@ -38,6 +40,7 @@ pub(super) fn write<'r>(routes: impl Iterator<Item = &'r Route>) -> Value {
         "paths": paths,
         "security": [{ "token": [] }, { "certificate": [] }],
         "components": {
+            "schemas": schema::all(),
             "securitySchemes": {
                 "token": { "type": "http", "scheme": "bearer", "description": "An operator's token." },
                 "certificate": { "type": "mutualTLS", "description": "A certificate of the fleet." },
