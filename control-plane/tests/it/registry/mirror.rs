@@ -3,21 +3,30 @@
 use std::net::Ipv4Addr;
 
 use reqwest::StatusCode;
+use selvage_certs::{ClientAuth, mutual_server};
 use selvage_config::Digest;
 use selvage_config::control_plane::{ControlPlaneConfig, Operator, OperatorRole, RegistryConfig, Upstream};
 use selvage_config::node::IdentityFiles;
 use selvage_config::oci::{BUNDLE, Descriptor, EMPTY, Index, MANIFEST};
 use selvage_control_plane::ControlPlane;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::world::{Asker, TOKEN, World, app, manifest, refusal};
 
 /// A second control plane of the same authority that mirrors the world's own at `up`.
 async fn mirror(world: &World, tag_seconds: u64) -> (ControlPlane, Asker) {
+    mirror_of(world, world.url(), tag_seconds).await
+}
+
+async fn mirror_of(world: &World, url: &str, tag_seconds: u64) -> (ControlPlane, Asker) {
     let path = |name: &str| world.directory.path().join(name);
     std::fs::write(path("password"), TOKEN).unwrap();
     let upstream = Upstream {
         prefix: "up".parse().unwrap(),
-        url: world.url().to_owned(),
+        url: url.to_owned(),
         username: Some("ops".into()),
         password_file: Some(path("password")),
         roots: Some(path("roots.pem")),
@@ -101,4 +110,56 @@ async fn a_mirror_is_not_pushed_to_and_a_tag_is_believed_for_a_while() {
     let request = serde_json::json!({ "repository": "up/apps/hello", "reference": "v1" });
     assert_eq!(near.post("/api/v1/apps/hello/releases", &request).await.status(), StatusCode::CREATED);
     control_plane.stop().await;
+}
+
+/// An upstream that answers every request alike.
+async fn answering(world: &World, answer: String) -> (u16, JoinSet<()>) {
+    let identity = world.authority.issue_server(&[], &[Ipv4Addr::LOCALHOST.into()]).unwrap();
+    let tls = mutual_server(&identity, &world.roots(), ClientAuth::Optional).unwrap();
+    let (acceptor, listener) = (TlsAcceptor::from(tls), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let port = listener.local_addr().unwrap().port();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(tcp).await else { continue };
+            let mut asked = [0; 4_096];
+            let _ = stream.read(&mut asked).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    (port, tasks)
+}
+
+#[tokio::test]
+async fn an_upstream_can_not_make_the_control_plane_ask_hosts_that_nobody_named() {
+    let world = World::start().await;
+    let victim = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let place = victim.local_addr().unwrap();
+    let redirect = |to: String| {
+        format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    };
+    let challenge = |realm: String| {
+        format!(
+            "HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Bearer realm=\"{realm}\",service=\"x\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+    };
+    let lies = [
+        redirect(format!("https://{place}/v2/up/x")),
+        redirect(format!("http://{place}/latest/meta-data")),
+        redirect(format!("https://localhost:{}/", place.port())),
+        challenge(format!("https://{place}/token")),
+        challenge(format!("http://{place}/token")),
+    ];
+    for lie in lies {
+        let (port, _answering) = answering(&world, lie.clone()).await;
+        let (control_plane, near) = mirror_of(&world, &format!("https://127.0.0.1:{port}"), 0).await;
+        for path in ["/v2/up/x/manifests/v1", &format!("/v2/up/x/blobs/{}", Digest::of(b"secret"))] {
+            let status = near.get(path).await.status();
+            assert!(!status.is_success(), "{status} for {lie}");
+        }
+        control_plane.stop().await;
+    }
+    let accepted = tokio::time::timeout(std::time::Duration::from_millis(100), victim.accept()).await;
+    assert!(accepted.is_err(), "somebody came");
 }
