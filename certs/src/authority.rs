@@ -6,6 +6,8 @@
 //! Names under [`INTERNAL_DOMAIN`] stand for roles and are given to their role alone. So a client that verified
 //! `control-plane.selvage.internal` has reached the control plane, and nothing else need be checked.
 
+mod rotation;
+
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -26,7 +28,9 @@ use crate::files::{self, FileError, Readers};
 use crate::identity::{self, Identity, IdentityError};
 use crate::role::{INTERNAL_DOMAIN, Role};
 
-/// File of the certificate, in the authority's directory.
+pub use rotation::{Rotation, RotationError};
+
+/// File of the certificate, in the authority's directory; while another one takes its place, of both.
 const CERTIFICATE_FILE: &str = "ca.pem";
 /// File of the key, in the authority's directory.
 const KEY_FILE: &str = "ca-key.pem";
@@ -146,9 +150,8 @@ impl Authority {
     pub fn open_or_create(directory: &Path) -> Result<Self, AuthorityError> {
         let failed = |source| AuthorityError::Directory { path: directory.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-        // Two programs that start at once must not make two authorities. The lock ends with `lock`.
-        let lock = File::open(directory).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+        // Two programs that start at once must not make two authorities.
+        let _lock = locked(directory)?;
 
         let (certificate, key) = (directory.join(CERTIFICATE_FILE), directory.join(KEY_FILE));
         match (certificate.try_exists().map_err(failed)?, key.try_exists().map_err(failed)?) {
@@ -187,17 +190,18 @@ impl Authority {
     fn open(certificate_path: &Path, key_path: &Path) -> Result<Self, AuthorityError> {
         let key = read_key(key_path)?;
         let not_authority = || AuthorityError::NotAuthority { path: certificate_path.to_owned() };
-        let [certificate] = <[_; 1]>::try_from(files::chain(certificate_path)?).map_err(|_| not_authority())?;
+        // While one authority follows another there are two; the one issues whose key this is.
+        let certificates = files::chain(certificate_path)?;
+        for certificate in &certificates {
+            if !identity::parse(certificate).is_ok_and(|parsed| parsed.is_ca()) {
+                return Err(not_authority());
+            }
+        }
+        let certificate = certificate_of(&certificates, &key).cloned().ok_or_else(|| AuthorityError::Mismatch {
+            certificate: certificate_path.to_owned(),
+            key: key_path.to_owned(),
+        })?;
         let parsed = identity::parse(&certificate).map_err(|_| not_authority())?;
-        if !parsed.is_ca() {
-            return Err(not_authority());
-        }
-        if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(AuthorityError::Mismatch {
-                certificate: certificate_path.to_owned(),
-                key: key_path.to_owned(),
-            });
-        }
         let not_after = identity::system_time(parsed.validity().not_after);
         if not_after <= SystemTime::now() {
             return Err(AuthorityError::Expired { path: certificate_path.to_owned() });
@@ -284,6 +288,24 @@ impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority").field("not_after", &self.not_after).finish_non_exhaustive()
     }
+}
+
+/// Holds an authority's directory until it is dropped.
+fn locked(directory: &Path) -> Result<File, AuthorityError> {
+    let failed = |source| AuthorityError::Directory { path: directory.to_owned(), source };
+    let lock = File::open(directory).map_err(failed)?;
+    lock.lock().map_err(failed)?;
+    Ok(lock)
+}
+
+/// The certificate that is for this key.
+fn certificate_of<'c>(
+    certificates: &'c [CertificateDer<'static>],
+    key: &KeyPair,
+) -> Option<&'c CertificateDer<'static>> {
+    let own = key.subject_public_key_info();
+    let fits = |der: &&CertificateDer<'_>| identity::parse(der).is_ok_and(|parsed| parsed.public_key().raw == own);
+    certificates.iter().find(fits)
 }
 
 fn read_key(path: &Path) -> Result<KeyPair, AuthorityError> {

@@ -78,6 +78,11 @@ pub fn mutual_server(
     auth: ClientAuth,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let verifier = client_verifier(Arc::new(roots.clone()), auth, TlsProvider::default())?;
+    Ok(Arc::new(server_verified_by(identity, verifier)))
+}
+
+/// A server that shows `identity`, and whose clients `verifier` judges.
+pub(crate) fn server_verified_by(identity: &Identity, verifier: Arc<dyn ClientCertVerifier>) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .expect("both providers have TLS 1.3")
@@ -86,7 +91,7 @@ pub fn mutual_server(
     config.ticketer = Arc::new(NoTickets);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    config
 }
 
 /// Who verifies the certificates of clients.

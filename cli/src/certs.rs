@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use miette::Report;
-use selvage_certs::{Authority, Identity, OperatorName, Role};
+use selvage_certs::{Authority, Identity, OperatorName, Role, Rotation, RotationError};
 use selvage_config::{NodeName, Region};
 
 use crate::context::Context;
-use crate::output::{Output, failure};
+use crate::output::{Output, failure, wrong};
 
 /// `selvage certs`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +56,12 @@ enum Whom {
         #[arg(long)]
         control_plane: String,
     },
+    /// Puts another authority in the place of this one, without a pause: `begin`, wait, `switch`, wait, `finish`.
+    Rotate {
+        /// Which step.
+        #[arg(value_enum)]
+        step: Step,
+    },
     /// A certificate for a public listener, by the fleet's own authority: for tests and private networks.
     Server {
         /// DNS names; `*.` stands for one label.
@@ -65,6 +71,46 @@ enum Whom {
         #[arg(long)]
         address: Vec<IpAddr>,
     },
+}
+
+/// A step of a rotation.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Step {
+    /// A new authority is believed beside the old one, which goes on issuing.
+    Begin,
+    /// The new one issues; both are believed.
+    Switch,
+    /// The old one is believed no more.
+    Finish,
+}
+
+impl Step {
+    /// The step, and what to do and to wait for when it is taken.
+    fn take(self) -> (Rotation, &'static str) {
+        match self {
+            Self::Begin => (
+                Rotation::Begin,
+                "next: put ca.pem wherever else it was copied; when no node of `selvage nodes` has \"old authorities\", `selvage certs rotate switch`",
+            ),
+            Self::Switch => (
+                Rotation::Switch,
+                "next: make the control plane's identity anew, and those of operators; when no node of `selvage nodes` has an \"old certificate\", `selvage certs rotate finish`",
+            ),
+            Self::Finish => {
+                (Rotation::Finish, "done: certificates of the old authority are worth nothing within seconds")
+            }
+        }
+    }
+}
+
+fn rotate(dir: &Path, step: Step, output: Output) -> Result<ExitCode, Report> {
+    let (rotation, next) = step.take();
+    Authority::rotate(dir, rotation).map_err(|error| match error {
+        RotationError::Order(reason) => wrong(reason, Some("the steps are begin, switch, finish")),
+        error => failure("rotate the fleet's authority", &error, None),
+    })?;
+    output.answer(&serde_json::json!({ "authority": dir.join("ca.pem"), "next": next }), next);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Issues what is asked for.
@@ -102,6 +148,7 @@ pub(crate) fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Repo
             files.push(path);
             files
         }
+        Whom::Rotate { step } => return rotate(dir, step, output),
         Whom::Server { names, address } => {
             let identity = authority.issue_server(&names, &address).map_err(failed)?;
             save(&identity, dir, "server")?

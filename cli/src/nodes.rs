@@ -196,7 +196,13 @@ fn generation(taken: u64, plan: &PlanStatus) -> String {
 
 fn state(node: &NodeAnswer) -> String {
     let alive = if node.alive { "alive" } else { "silent" };
-    let said = [(node.cordoned, "cordoned"), (node.draining, "draining"), (node.revoked, "revoked")];
+    let said = [
+        (node.cordoned, "cordoned"),
+        (node.draining, "draining"),
+        (node.revoked, "revoked"),
+        (node.believes_authorities == Some(false), "old authorities"),
+        (node.certificate_is_current == Some(false), "old certificate"),
+    ];
     let said = said.into_iter().filter(|(is, _)| *is).map(|(_, word)| word);
     std::iter::once(alive).chain(said).collect::<Vec<_>>().join(",")
 }

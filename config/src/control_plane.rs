@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use crate::operator::OperatorRole;
 pub use registry::{RegistryConfig, RepositoryRule, Upstream};
 
 use crate::invalid::{Invalid, Problems};
 use crate::node::IdentityFiles;
+use crate::operator::{OPERATORS_MAX, OperatorRights};
 use crate::{AppName, Digest};
 
 /// A control plane's configuration. Relative paths are relative to the file's directory.
@@ -82,17 +84,11 @@ pub struct Operator {
     pub apps: Option<BTreeSet<AppName>>,
 }
 
-/// What an operator may do; each may do what the one before it may.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OperatorRole {
-    /// Look, and pull from the registry.
-    Read,
-    /// Push, release, roll out and back, set secrets.
-    Deploy,
-    /// Everything: nodes, join tokens, deletions.
-    #[default]
-    Admin,
+impl Operator {
+    /// What the operator may do.
+    pub fn rights(&self) -> OperatorRights {
+        OperatorRights { role: self.role, apps: self.apps.clone() }
+    }
 }
 
 impl ControlPlaneConfig {
@@ -130,6 +126,10 @@ impl ControlPlaneConfig {
             } else if config.operators[..index].iter().any(|o| o.name == operator.name) {
                 problems.add(None, field, format!("{:?} is there twice", operator.name), None);
             }
+        }
+        if config.operators.len() > OPERATORS_MAX {
+            let message = format!("{} operators, the most is {OPERATORS_MAX}", config.operators.len());
+            problems.add(None, "operators", message, None);
         }
         config.registry.settle(base, &mut problems);
         problems.settle(file, text, Some(config))

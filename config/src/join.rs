@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::DigestError;
 use crate::{Digest, NodeName, Region};
 
 /// The control plane's path of joining: `POST` with a [`JoinRequest`].
@@ -13,10 +14,49 @@ pub const JOIN_PATH: &str = "/api/v1/join";
 pub const AUTHORITIES_PATH: &str = "/api/v1/authorities";
 /// Below a node's own path: `POST` with a [`CertificateRequest`] for another certificate.
 pub const CERTIFICATE_PATH: &str = "certificate";
+/// The control plane's path for a node whose certificate has ended: `POST` with a [`RenewalRequest`].
+pub const RENEWAL_PATH: &str = "/api/v1/renewals";
+/// The field by which a node tells with its status which [`Authorities`] it knows, and the control plane answers with
+/// those of the fleet.
+pub const AUTHORITIES_FIELD: &str = "selvage-authorities";
 /// Largest request or answer, bytes.
 pub const JOIN_BYTES_MAX: usize = 64 * 1024;
 /// How a token begins.
 const PREFIX: &str = "sj1";
+
+/// Whom somebody believes, and who vouches for it. Written as two digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Authorities {
+    /// The digest of the file of authorities that is believed.
+    pub believed: Digest,
+    /// The digest of the authority's certificate that issues, or that issued what is shown.
+    pub issuing: Digest,
+}
+
+impl fmt::Display for Authorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.believed, self.issuing)
+    }
+}
+
+impl std::str::FromStr for Authorities {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let (believed, issuing) = text.split_once(' ').unwrap_or((text, ""));
+        Ok(Self { believed: believed.parse()?, issuing: issuing.parse()? })
+    }
+}
+
+/// What a node sends whose certificate has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewalRequest {
+    /// The certificate that has ended, PEM.
+    pub certificate: String,
+    /// The request for another one for the same key, PKCS #10 in base64.
+    pub request: String,
+}
 
 /// A token that lets one node join, once.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +154,15 @@ pub struct CertificateAnswer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn authorities_are_two_digests() {
+        let both = Authorities { believed: Digest::of(b"a"), issuing: Digest::of(b"b") };
+        assert_eq!(both.to_string().parse::<Authorities>().unwrap(), both);
+        for bad in ["", "x", &both.believed.to_string(), &format!("{both} "), &format!("{both}0")] {
+            assert!(bad.parse::<Authorities>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_token_is_read_as_it_is_written_and_does_not_show_its_secret() {

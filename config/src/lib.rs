@@ -18,6 +18,7 @@ pub mod limits;
 pub mod manifest;
 pub mod node;
 pub mod oci;
+pub mod operator;
 pub mod plan;
 pub mod policy;
 pub mod release;

@@ -1,6 +1,7 @@
 //! The configuration of a node: a TOML file that its operator writes.
 
 mod acme;
+mod admin;
 mod kv;
 mod name;
 mod tls_name;
@@ -19,6 +20,7 @@ use crate::rollout::is_label_text;
 use crate::{NodeName, Region, app};
 
 pub use acme::{Acme, AcmeChallenge, ExternalAccount};
+pub use admin::{Admin, AdminOperator};
 pub use kv::{Kv, KvEngine, KvStore};
 pub use name::{CertificateName, NotAName};
 pub use tls_name::{Alpn, ClientCertificates, TlsName};
@@ -40,6 +42,10 @@ pub struct NodeConfig {
     pub domain: String,
     /// Everything that must survive a restart: plan, components, compiled code, KV.
     pub state_dir: PathBuf,
+    /// The file of the key that values of variables are sealed with on the disk; made where there is none. Default
+    /// `sealing.key` in `state_dir`. Who copies the state without this key has no secrets.
+    #[serde(default)]
+    pub sealing_key: Option<PathBuf>,
     /// Where requests come in.
     pub listen: Listen,
     /// Certificates of the front.
@@ -66,6 +72,9 @@ pub struct NodeConfig {
     /// What guests may reach besides what their app allows.
     #[serde(default)]
     pub egress: Egress,
+    /// Whom the admin listener lets in while no signed plan says so.
+    #[serde(default)]
+    pub admin: Admin,
     /// Where KV is kept, and how much.
     #[serde(default)]
     pub kv: Kv,
@@ -274,6 +283,7 @@ impl NodeConfig {
             problems.add(None, "domain", format!("{:?} is no lower-case host name", config.domain), None);
         }
         config.kv.problems(&mut problems);
+        config.admin.problems(&mut problems);
         problems.settle(file, text, Some(config))
     }
 
@@ -287,7 +297,13 @@ impl NodeConfig {
             .chain(&mut self.trust.root)
             .chain(&mut self.trust.policy)
             .chain(&mut self.egress.roots);
-        for path in certificates.chain(identity).chain(keys).chain([&mut self.state_dir]).chain(&mut self.tls.secret) {
+        for path in certificates
+            .chain(identity)
+            .chain(keys)
+            .chain([&mut self.state_dir])
+            .chain(&mut self.tls.secret)
+            .chain(&mut self.sealing_key)
+        {
             *path = base.join(&path);
         }
         if let Some(acme) = &mut self.acme {

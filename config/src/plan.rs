@@ -95,6 +95,9 @@ pub struct Peer {
     pub region: Region,
     /// Where its replication listens (UDP).
     pub address: SocketAddr,
+    /// Where its admin listener is (TCP): its neighbours may have releases from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<SocketAddr>,
 }
 
 /// What a node tells the control plane: who it is, which generation it took (ACK), and what became of each release.

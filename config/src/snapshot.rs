@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::key::KeyId;
+use crate::operator::{OPERATORS_MAX, Operators};
 use crate::release::{Release, ReleaseId};
 use crate::root::Root;
 use crate::signature::Envelope;
@@ -42,6 +43,9 @@ pub struct Snapshot {
     /// What must not run, whatever else is said.
     #[serde(default)]
     pub revoked: Revoked,
+    /// Who may ask a node's admin listener, and for what. None: the control plane is older than this list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operators: Option<Operators>,
 }
 
 /// What must not run any more.
@@ -154,6 +158,9 @@ impl Snapshot {
         if snapshot.revoked.len() > REVOKED_MAX {
             return Err(form("revokes too many things"));
         }
+        if snapshot.operators.as_ref().is_some_and(|operators| operators.len() > OPERATORS_MAX) {
+            return Err(form("names too many operators"));
+        }
         Ok(snapshot)
     }
 
@@ -165,7 +172,8 @@ impl Snapshot {
         if self.version < taken.version {
             return Err(SnapshotError::Rollback { offered: self.version, taken: taken.version });
         }
-        let is_same = self.resources == taken.resources && self.revoked == taken.revoked;
+        let is_same =
+            self.resources == taken.resources && self.revoked == taken.revoked && self.operators == taken.operators;
         if self.version == taken.version && !is_same {
             return Err(SnapshotError::Fork { version: self.version });
         }
@@ -218,6 +226,7 @@ impl Revoked {
 mod tests {
     use super::*;
     use crate::key::PrivateKey;
+    use crate::operator::OperatorRights;
 
     fn root(plan: &PrivateKey) -> Root {
         Root {
@@ -239,6 +248,7 @@ mod tests {
             expires_ms: 200,
             resources: [("hello@1".parse().unwrap(), Digest::of(b"m"))].into(),
             revoked: Revoked::default(),
+            operators: None,
         }
     }
 
@@ -281,6 +291,21 @@ mod tests {
         assert_eq!(snapshot(6).follows(&taken).unwrap_err().cause(), "rollback");
         let other = Snapshot { resources: [].into(), ..snapshot(7) };
         assert_eq!(other.follows(&taken).unwrap_err().cause(), "fork");
+        let more = Snapshot { operators: Some([("eve".to_owned(), OperatorRights::default())].into()), ..snapshot(7) };
+        assert_eq!(more.follows(&taken).unwrap_err().cause(), "fork");
+    }
+
+    #[test]
+    fn a_snapshot_of_before_there_was_a_list_of_operators_is_read() {
+        let key = PrivateKey::generate().unwrap();
+        let text = serde_json::to_string(&snapshot(1)).unwrap();
+        assert!(!text.contains("operators"), "an older node reads what has no list: {text}");
+        let mut envelope = Envelope::new(SNAPSHOT_TYPE, text.into_bytes());
+        envelope.sign(&key).unwrap();
+        assert_eq!(Snapshot::signed(&envelope, &root(&key)).unwrap().operators, None);
+        let operators = (0..=OPERATORS_MAX).map(|n| (format!("o{n}"), OperatorRights::default())).collect();
+        let many = Snapshot { operators: Some(operators), ..snapshot(1) };
+        assert_eq!(Snapshot::signed(&signed(&many, &key), &root(&key)).unwrap_err().cause(), "malformed");
     }
 
     #[test]

@@ -21,7 +21,8 @@ use selvage_config::control_plane::Operator;
 use selvage_config::oci::Repository;
 use selvage_config::{AppName, Digest, NodeName, Region};
 
-pub(crate) use rights::{Act, Action};
+pub(crate) use rights::Action;
+pub(crate) use selvage_config::operator::Act;
 pub(crate) use token::{KEY_BYTES, TOKEN_SECONDS, Tokens, scopes};
 
 use crate::Parts;
@@ -230,6 +231,13 @@ pub(crate) async fn authenticate(State(parts): State<Arc<Parts>>, mut request: R
         {
             tracing::warn!(target: "audit", %node, "refused: its certificates were revoked");
             return Failure::new(StatusCode::FORBIDDEN, format!("the certificates of {node} were revoked"))
+                .into_response();
+        }
+        if let Some(role @ Role::Operator { name }) = role
+            && parts.fleet.records().revoked.identities.contains(&role.uri())
+        {
+            tracing::warn!(target: "audit", operator = %name, "refused: its certificates were revoked");
+            return Failure::new(StatusCode::FORBIDDEN, format!("the certificates of operator {name} were revoked"))
                 .into_response();
         }
         request.extensions_mut().insert(caller);

@@ -192,6 +192,13 @@ pub struct NodeAnswer {
     /// Whether its certificates are worth nothing any more.
     #[serde(default)]
     pub revoked: bool,
+    /// Whether it believes the authorities that the fleet has now. Absent: it has not told, or certificates are made by
+    /// hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub believes_authorities: Option<bool>,
+    /// Whether its certificate is by the authority that issues now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_is_current: Option<bool>,
 }
 
 /// How far a release has come: the answer to `GET /api/v1/apps/{app}/rollout`. Nodes that are not alive do not count.

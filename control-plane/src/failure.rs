@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use selvage_certs::LateError;
 use selvage_config::app::AppError;
 use selvage_config::app::variables::TemplateError;
 
@@ -169,7 +170,13 @@ impl From<JoinError> for Failure {
     fn from(error: JoinError) -> Self {
         let (status, hint) = match error {
             JoinError::Member(error) => return error.into(),
-            JoinError::Roots(_) | JoinError::Random => return Self::internal(&error),
+            JoinError::Roots(_) | JoinError::Random | JoinError::Authority(_) => return Self::internal(&error),
+            JoinError::Late(LateError::Key | LateError::Identity(_)) => {
+                (StatusCode::BAD_REQUEST, "ask for the key of the certificate")
+            }
+            JoinError::Late(_) | JoinError::NotNode | JoinError::Unregistered(_) => {
+                (StatusCode::FORBIDDEN, "join again: `selvage nodes invite --node NAME`")
+            }
             JoinError::NoAuthority => (StatusCode::CONFLICT, "set `authority` in the control plane's configuration"),
             JoinError::Ttl => (StatusCode::UNPROCESSABLE_ENTITY, "give a time from 1 second to a week"),
             JoinError::Request(_) => (StatusCode::BAD_REQUEST, "send a PKCS #10 request, DER in base64"),

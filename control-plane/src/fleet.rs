@@ -5,6 +5,7 @@ mod advance;
 mod history;
 mod load;
 mod members;
+mod settle;
 mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,13 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
+use selvage_config::join::Authorities;
 use selvage_config::oci::Repository;
+use selvage_config::operator::Operators;
 use selvage_config::plan::{News, Plan, SILENT_MS, Told};
 use selvage_config::release::{Release, ReleaseId};
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::{REVOKED_MAX, Revoked};
 use selvage_config::{AppName, Digest, NodeName, Region};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::answers::{NodeAnswer, Share};
 use crate::audit::now_ms;
@@ -31,6 +34,7 @@ pub(crate) use members::{MemberError, Said};
 
 use history::History;
 use load::Loads;
+use settle::Peers;
 use tell::Telling;
 
 /// Nodes that are remembered.
@@ -45,7 +49,9 @@ const NONCE_BYTES: usize = 16;
 pub(crate) struct Fleet {
     state: State,
     /// Held for the length of a change.
-    changing: Mutex<()>,
+    changing: Mutex<Peers>,
+    /// Told when peers have changed and no plan says so yet.
+    pub(crate) unsettled: Notify,
     records: watch::Sender<Arc<Records>>,
     /// What nodes have told and nobody has written down yet: at most one for each request under way.
     told: Mutex<Vec<Arc<Telling>>>,
@@ -55,6 +61,8 @@ pub(crate) struct Fleet {
     /// Names this run of the program, which alone remembers what its plans were.
     nonce: String,
     seen: Mutex<BTreeMap<NodeName, Instant>>,
+    /// Which authorities nodes know, as they tell it.
+    believed: Mutex<BTreeMap<NodeName, Authorities>>,
     polls: Polls,
     signer: Option<Signer>,
     loads: Loads,
@@ -101,26 +109,38 @@ pub(crate) enum Polled {
 
 impl Fleet {
     /// The fleet as it was remembered. Without a signer its plans are unsigned.
-    pub(crate) fn open(state: State, signer: Option<Signer>) -> Result<Self, StateError> {
+    ///
+    /// What nodes shall know of `operators` is told under the signature alone: a plan without says nothing of them.
+    pub(crate) fn open(state: State, signer: Option<Signer>, operators: Operators) -> Result<Self, StateError> {
         let records = Arc::new(state.load()?);
         let mut nonce = [0; NONCE_BYTES];
         SystemRandom::new().fill(&mut nonce).map_err(|_| StateError::Random)?;
         let history = History::default();
         history.note(&records);
-        Ok(Self {
+        let operators = signer.is_some().then(|| Arc::new(operators));
+        let fleet = Self {
             state,
-            changing: Mutex::new(()),
+            changing: Mutex::new(Peers::new(&records)),
+            unsettled: Notify::new(),
             told: Mutex::default(),
             generations: watch::Sender::new(records.generation),
             records: watch::Sender::new(records),
             history,
             nonce: nonce.iter().map(|byte| format!("{byte:02x}")).collect(),
             seen: Mutex::default(),
+            believed: Mutex::default(),
             polls: Polls::default(),
             signer,
             loads: Loads::default(),
             started: Instant::now(),
-        })
+        };
+        if fleet.records().operators != operators {
+            fleet.change(|records| {
+                records.operators = operators;
+                Ok::<_, StateError>(())
+            })?;
+        }
+        Ok(fleet)
     }
 
     /// The records as they are now.
@@ -140,22 +160,35 @@ impl Fleet {
 
     /// Makes one change; waits on the disk. Nothing changes if `change` fails.
     fn change<T, E: From<StateError>>(&self, change: impl FnOnce(&mut Records) -> Result<T, E>) -> Result<(T, u64), E> {
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.change_under(&changing, change)
+        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change_under(&mut changing, change)
     }
 
     /// The same for who holds the lock.
     fn change_under<T, E: From<StateError>>(
         &self,
-        _changing: &MutexGuard<'_, ()>,
+        changing: &mut MutexGuard<'_, Peers>,
         change: impl FnOnce(&mut Records) -> Result<T, E>,
     ) -> Result<(T, u64), E> {
         let before = self.records();
         let mut after = (*before).clone();
         let value = change(&mut after)?;
         after.generation = next_generation(&before, &after);
+        if after.generation != before.generation && before.is_told_as(&after) && changing.may_wait(&after) {
+            after.generation = before.generation;
+            self.unsettled.notify_one();
+        }
+        let generation = self.publish(&before, after)?;
+        if generation != before.generation {
+            changing.settled();
+        }
+        Ok((value, generation))
+    }
+
+    /// Writes the records down and shows them to everybody.
+    fn publish(&self, before: &Records, after: Records) -> Result<u64, StateError> {
         let generation = after.generation;
-        self.state.save(&before, &after)?;
+        self.state.save(before, &after)?;
         let after = Arc::new(after);
         if generation != before.generation || after.is_behind() {
             self.history.note(&after);
@@ -164,7 +197,7 @@ impl Fleet {
         if generation != before.generation {
             self.generations.send_replace(generation);
         }
-        Ok((value, generation))
+        Ok(generation)
     }
 
     /// Makes a release current. Answers whether it is new, and the generation that names it.
@@ -261,13 +294,36 @@ impl Fleet {
         seen.get(node).map(Instant::elapsed)
     }
 
-    /// Every node, with how long ago it was heard of.
-    pub(crate) fn nodes(&self) -> Vec<NodeAnswer> {
+    /// A node tells which authorities it knows.
+    pub(crate) fn believes(&self, node: &NodeName, authorities: Option<Authorities>) {
+        let mut believed = self.believed.lock().unwrap_or_else(PoisonError::into_inner);
+        match authorities {
+            Some(authorities) if believed.contains_key(node) || believed.len() < NODES_MAX => {
+                believed.insert(node.clone(), authorities);
+            }
+            _ => {
+                believed.remove(node);
+            }
+        }
+    }
+
+    /// Whether a node is known, and its certificates are worth something.
+    pub(crate) fn is_registered(&self, node: &NodeName) -> bool {
         let records = self.records();
+        (records.nodes.contains_key(node) || records.members.contains_key(node)) && !records.is_revoked(node)
+    }
+
+    /// Every node, with how long ago it was heard of, and how it stands with the authorities that the fleet has now.
+    pub(crate) fn nodes(&self, now: Option<Authorities>) -> Vec<NodeAnswer> {
+        let records = self.records();
+        let believed = self.believed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let answer = |node: &Arc<NodeRecord>| {
             let ago = self.seen_ago(&node.status.node);
             let member = records.members.get(&node.status.node).map(|member| &**member);
+            let both = now.zip(believed.get(&node.status.node).copied());
             NodeAnswer {
+                believes_authorities: both.map(|(fleet, own)| fleet.believed == own.believed),
+                certificate_is_current: both.map(|(fleet, own)| fleet.issuing == own.issuing),
                 labels: records.labels(&node.status.node),
                 cordoned: member.is_some_and(|member| member.cordon.is_some()),
                 draining: member.is_some_and(|member| member.drain),
@@ -306,7 +362,7 @@ impl Fleet {
                 return Polled::Nothing;
             }
         }
-        let records = self.records();
+        let records = self.history.told(self.records());
         let signed = self.signer.as_ref().and_then(|signer| Some((signer, signer.snapshot(&records, now_ms())?)));
         let is_ours = reader == Reader::Node && nonce == Some(self.nonce.as_str());
         let signer = signed.as_ref().map(|(signer, signed)| (*signer, &**signed));

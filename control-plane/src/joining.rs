@@ -5,10 +5,14 @@
 //! it talks to its fleet before it has any certificate to check that with.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
-use selvage_certs::{Authority, AuthorityError, Role, chain_pem};
-use selvage_config::join::{CertificateAnswer, JoinToken};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use selvage_certs::{Authority, AuthorityError, LateError, Role, chain_pem, late_role, roots_of};
+use selvage_config::join::{Authorities, CertificateAnswer, JoinToken};
 use selvage_config::{Digest, NodeName, Region};
 
 use crate::audit::now_ms;
@@ -22,13 +26,22 @@ const SECRET_BYTES: usize = 16;
 const TTL_SECONDS_DEFAULT: u64 = 3_600;
 const TTL_SECONDS_MAX: u64 = 7 * 24 * 3_600;
 
+/// For how long after its end a certificate may still be renewed by the node that has its key. A node that was off for
+/// longer joins again.
+const GRACE: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// How often the authorities are read anew to tell nodes of them.
+const AUTHORITIES_LOOK: Duration = Duration::from_secs(2);
+
 /// Issues certificates of nodes.
 #[derive(Debug)]
 pub(crate) struct Joining {
-    /// None: certificates are made by hand.
-    authority: Option<Authority>,
+    /// The authority's directory, read anew for each certificate: another one may have taken its place. None:
+    /// certificates are made by hand.
+    authority: Option<PathBuf>,
     /// What nodes are told to trust: the file with all authorities of the fleet.
     roots: PathBuf,
+    /// What nodes are told of them, and when that was read.
+    told: Mutex<Option<(Instant, Authorities)>>,
 }
 
 /// Why nobody joined.
@@ -46,6 +59,14 @@ pub(crate) enum JoinError {
     Roots(#[source] std::io::Error),
     #[error("no random bytes")]
     Random,
+    #[error("use the fleet's authority")]
+    Authority(#[source] AuthorityError),
+    #[error(transparent)]
+    Late(#[from] LateError),
+    #[error("only nodes renew certificates that have ended")]
+    NotNode,
+    #[error("there is no node {0}, or its certificates were revoked")]
+    Unregistered(NodeName),
 }
 
 /// What a token is for.
@@ -58,12 +79,62 @@ pub(crate) struct Invitation {
 }
 
 impl Joining {
-    pub(crate) fn new(authority: Option<Authority>, roots: PathBuf) -> Self {
-        Self { authority, roots }
+    /// With the authority of a directory, which is made if there is none.
+    ///
+    /// # Errors
+    /// The authority's.
+    pub(crate) fn open(authority: Option<PathBuf>, roots: PathBuf) -> Result<Self, AuthorityError> {
+        if let Some(directory) = &authority {
+            Authority::open_or_create(directory)?;
+        }
+        Ok(Self { authority, roots, told: Mutex::default() })
     }
 
-    fn authority(&self) -> Result<&Authority, JoinError> {
-        self.authority.as_ref().ok_or(JoinError::NoAuthority)
+    fn authority(&self) -> Result<Authority, JoinError> {
+        let directory = self.authority.as_ref().ok_or(JoinError::NoAuthority)?;
+        Authority::open_or_create(directory).map_err(JoinError::Authority)
+    }
+
+    /// What nodes are told of the authorities: whom to believe, and who issues. Waits on the disk. None: certificates are
+    /// made by hand, or the files can't be read now.
+    pub(crate) fn authorities(&self) -> Option<Authorities> {
+        self.authority.as_ref()?;
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, authorities)) = *told
+            && at.elapsed() < AUTHORITIES_LOOK
+        {
+            return Some(authorities);
+        }
+        let read = || {
+            let (roots, authority) = (self.roots_pem()?, self.authority()?);
+            let issuing = Digest::of(&authority.certificate_der());
+            Ok::<_, JoinError>(Authorities { believed: Digest::of(roots.as_bytes()), issuing })
+        };
+        let authorities = read().map_err(|error| tracing::warn!(%error, "the authorities can't be told")).ok()?;
+        *told = Some((Instant::now(), authorities));
+        Some(authorities)
+    }
+
+    /// Another certificate for a node whose own has ended; waits on the disk.
+    pub(crate) fn renew_late(
+        &self,
+        fleet: &Fleet,
+        certificate: &str,
+        request: &[u8],
+    ) -> Result<(NodeName, CertificateAnswer), JoinError> {
+        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let chain = chain.map_err(|_| JoinError::Late(LateError::Stranger))?;
+        let roots = self.roots_pem()?;
+        let roots = CertificateDer::pem_slice_iter(roots.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let roots = roots.ok().and_then(|roots| roots_of(&roots).ok()).ok_or(JoinError::Late(LateError::Stranger))?;
+        match late_role(&roots, &chain, request, (SystemTime::now(), GRACE))? {
+            Role::Node { region, node } if fleet.is_registered(&node) => {
+                let answer = self.certify(&node, region, request)?;
+                Ok((node, answer))
+            }
+            Role::Node { node, .. } => Err(JoinError::Unregistered(node)),
+            Role::ControlPlane | Role::Operator { .. } => Err(JoinError::NotNode),
+        }
     }
 
     /// Makes a token; waits on the disk. Answers it with its id and its end.
@@ -113,7 +184,8 @@ impl Joining {
     /// Every authority of the fleet: while one follows another there are two.
     pub(crate) fn roots_pem(&self) -> Result<String, JoinError> {
         let mut roots = std::fs::read_to_string(&self.roots).map_err(JoinError::Roots)?;
-        let own = self.authority()?.certificate_pem();
+        let authority = self.authority()?;
+        let own = authority.certificate_pem();
         if !roots.contains(own.trim()) {
             roots.push_str(own);
         }

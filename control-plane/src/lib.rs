@@ -37,8 +37,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use selvage_certs::{Authority, AuthorityError, FileError, TlsError};
-use selvage_config::control_plane::{ControlPlaneConfig, RegistryConfig};
+use selvage_certs::{AuthorityError, FileError, OperatorName, Seal, TlsError};
+use selvage_config::control_plane::{ControlPlaneConfig, Operator, RegistryConfig};
+use selvage_config::operator::Operators;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -52,7 +53,7 @@ use plans::Signer;
 pub use plans::SignerError;
 pub use registry::UpstreamError;
 use registry::{Registry, Upstreams};
-use state::{Seal, State, StateError};
+use state::{State, StateError};
 
 /// How long [`ControlPlane::stop`] lets requests under way end. Long polls end at once.
 pub const DRAIN: Duration = Duration::from_secs(10);
@@ -147,7 +148,8 @@ impl ControlPlane {
         let signer = disk::wait(move || plans.as_ref().map(Signer::load).transpose()).await?;
         let registry_config = config.registry.clone();
         let sealing = config.sealing_key.unwrap_or_else(|| directory.join("sealing.key"));
-        let opened = disk::wait(move || open(&directory, &sealing, registry_config, signer)).await?;
+        let told = told(&config.operators);
+        let opened = disk::wait(move || open(&directory, &sealing, registry_config, (signer, told))).await?;
         let upstreams = {
             let upstreams = config.registry.upstreams;
             disk::wait(move || Upstreams::open(&upstreams)).await?
@@ -162,8 +164,7 @@ impl ControlPlane {
         let Opened { fleet, registry, audit, token_key } = opened;
         let joining = {
             let (authority, roots) = (config.authority, config.identity.roots.clone());
-            let open = move || authority.map(|directory| Authority::open_or_create(&directory)).transpose();
-            Joining::new(disk::wait(open).await?, roots)
+            disk::wait(move || Joining::open(authority, roots)).await?
         };
         let access = Access::new(config.operators, Tokens::new(&token_key));
         let registry = Arc::new(registry);
@@ -180,6 +181,7 @@ impl ControlPlane {
         });
         let mut chores = JoinSet::new();
         chores.spawn(advance(Arc::clone(&parts)));
+        chores.spawn(settle(Arc::clone(&parts)));
         if config.registry.collect_after_hours > 0 {
             chores.spawn(collect(Arc::clone(&parts), config.registry.collect_after_hours));
         }
@@ -203,6 +205,12 @@ impl ControlPlane {
     }
 }
 
+/// What nodes are told of operators: of those that can have a certificate, for nodes take no tokens.
+fn told(operators: &[Operator]) -> Operators {
+    let certified = operators.iter().filter(|operator| operator.name.parse::<OperatorName>().is_ok());
+    certified.map(|operator| (operator.name.clone(), operator.rights())).collect()
+}
+
 /// What lies in the state directory.
 struct Opened {
     fleet: Fleet,
@@ -215,7 +223,7 @@ fn open(
     directory: &Path,
     sealing: &Path,
     config: RegistryConfig,
-    signer: Option<Signer>,
+    (signer, operators): (Option<Signer>, Operators),
 ) -> Result<Opened, StartError> {
     let make = |path: PathBuf| {
         // Others on the machine have no business here: a release may carry secret variables.
@@ -237,7 +245,7 @@ fn open(
         .map_err(|source| StartError::Directory { path: uploads, source })?;
     let path = directory.join("audit.jsonl");
     let audit = Audit::open(&path).map_err(|source| StartError::Directory { path, source })?;
-    Ok(Opened { fleet: Fleet::open(state, signer)?, registry, audit, token_key })
+    Ok(Opened { fleet: Fleet::open(state, signer, operators)?, registry, audit, token_key })
 }
 
 /// Moves rollouts on: at every news, and by the clock while one is under way.
@@ -265,6 +273,22 @@ async fn advance(parts: Arc<Parts>) {
                 tracing::error!(%error, "rollouts stand still");
                 tokio::time::sleep(ADVANCE_EVERY).await;
             }
+        }
+    }
+}
+
+/// Tells of nodes that came together.
+async fn settle(parts: Arc<Parts>) {
+    loop {
+        let Some(wait) = parts.fleet.unsettled_for() else {
+            parts.fleet.unsettled.notified().await;
+            continue;
+        };
+        tokio::time::sleep(wait).await;
+        let at = Arc::clone(&parts);
+        if let Err(error) = disk::wait(move || at.fleet.settle()).await {
+            tracing::error!(%error, "peers that changed are not told");
+            tokio::time::sleep(ADVANCE_EVERY).await;
         }
     }
 }

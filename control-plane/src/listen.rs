@@ -44,7 +44,7 @@ const WINDOW: (u32, u32) = (1024 * 1024, 4 * 1024 * 1024);
 /// How often a quiet HTTP/2 connection is asked whether it lives, and how long it may take to say so.
 const PING: Duration = Duration::from_secs(20);
 /// How often the identity's files are read again: its certificates live for days.
-const RELOAD: Duration = Duration::from_secs(60);
+const RELOAD: Duration = Duration::from_secs(5);
 /// Pause after the system refused a connection, mostly for want of file descriptors.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 

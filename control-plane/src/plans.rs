@@ -126,7 +126,7 @@ impl Records {
     /// Whether the nodes that replicate are the same, and where they were. Most records are the very same ones.
     fn has_same_peers(&self, other: &Self) -> bool {
         type Told<'r> = (&'r NodeName, &'r Arc<NodeRecord>);
-        let of = |record: &NodeRecord| (record.replication, record.status.region.clone());
+        let of = |record: &NodeRecord| (record.replication, record.admin, record.status.region.clone());
         let is_same_node = |((a, before), (b, after)): (Told<'_>, Told<'_>)| {
             a == b && (Arc::ptr_eq(before, after) || of(before) == of(after))
         };
@@ -146,7 +146,7 @@ impl Records {
     }
 
     /// Whether `other` says the same of apps and nodes as these: what only operators and rollouts change.
-    fn is_told_as(&self, other: &Self) -> bool {
+    pub(crate) fn is_told_as(&self, other: &Self) -> bool {
         let apps = self.apps.len() == other.apps.len()
             && self.apps.iter().all(|(name, app)| {
                 other.apps.get(name).is_some_and(|found| Arc::ptr_eq(app, found) || app.plans_as(found))
@@ -166,14 +166,16 @@ impl Records {
 
 /// The generation that follows a change from `before` to `after`.
 ///
-/// When the state was lost, nodes know generations that are yet to come. Their peers' addresses trickle in and must
+/// When the state was lost, nodes know generations that are yet to come. Their peers' addresses trickle in, and the
+/// operators of the configuration are told; these must
 /// not add up to a generation that a node takes in, for its plan would hold no app: so only an operator's act counts
 /// then, and it goes past every generation that a node has told.
 pub(crate) fn next_generation(before: &Records, after: &Records) -> u64 {
     if !before.is_told_as(after) {
         return before.generation.max(after.told_generation()).saturating_add(1);
     }
-    let is_news = !before.has_same_peers(after) && !after.is_behind();
+    let is_same = before.has_same_peers(after) && before.operators == after.operators;
+    let is_news = !is_same && !after.is_behind();
     if is_news { before.generation.saturating_add(1) } else { before.generation }
 }
 
@@ -306,6 +308,7 @@ impl Signer {
             expires_ms: now_ms.saturating_add(self.lifetime_ms),
             resources: records.nameable().map(|release| (release.id.clone(), release.manifest)).collect(),
             revoked: records.revoked.as_ref().clone(),
+            operators: records.operators.as_deref().cloned(),
         }
     }
 
@@ -372,7 +375,7 @@ mod tests {
             load: Vec::new(),
             labels: BTreeMap::new(),
         };
-        Arc::new(NodeRecord { status, replication: Some(([127, 0, 0, 1], port).into()) })
+        Arc::new(NodeRecord { status, replication: Some(([127, 0, 0, 1], port).into()), admin: None })
     }
 
     fn with(records: &Records, node: Arc<NodeRecord>) -> Records {

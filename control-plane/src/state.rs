@@ -4,7 +4,6 @@
 //! [`State::save`] writes the difference in one batch and returns when it is on disk.
 
 mod records;
-mod seal;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
+use selvage_certs::Seal;
+use selvage_config::operator::Operators;
 use selvage_config::snapshot::Revoked;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,7 +21,6 @@ use sled::{Batch, Db, IVec, Tree};
 pub(crate) use records::{
     AppRecord, JoinRecord, MemberRecord, NodeRecord, Records, ReleaseRecord, RolloutRecord, SplitRecord, Stage,
 };
-pub(crate) use seal::Seal;
 
 /// Memory for pages of the database, bytes.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -31,6 +31,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 const GENERATION: &[u8] = b"generation";
 const REVOKED: &[u8] = b"revoked";
+const OPERATORS: &[u8] = b"operators";
 const APP: &[u8] = b"app/";
 const NODE: &[u8] = b"node/";
 const MEMBER: &[u8] = b"member/";
@@ -74,6 +75,10 @@ impl Changes {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.0.push((key, Some(value)));
     }
+}
+
+fn operators_row(operators: &Operators) -> Vec<u8> {
+    serde_json::to_vec(operators).expect("it has only strings")
 }
 
 /// The database of apps and nodes.
@@ -134,6 +139,13 @@ impl State {
                 serde_json::from_slice(&bytes).map_err(|source| StateError::Record { key: "revoked".into(), source })?
             }
         };
+        let operators = match self.tree.get(OPERATORS)? {
+            None => None,
+            Some(bytes) => Some(Arc::new(
+                serde_json::from_slice(&bytes)
+                    .map_err(|source| StateError::Record { key: "operators".into(), source })?,
+            )),
+        };
         Ok(Records {
             generation,
             apps: self.load_all(APP)?,
@@ -141,6 +153,7 @@ impl State {
             members: self.load_all(MEMBER)?,
             joins: self.load_all(JOIN)?,
             revoked: Arc::new(revoked),
+            operators,
         })
     }
 
@@ -171,6 +184,9 @@ impl State {
         if before.revoked != after.revoked {
             rows.put(REVOKED.to_vec(), serde_json::to_vec(&*after.revoked).expect("it has only strings"));
         }
+        if before.operators != after.operators {
+            rows.0.push((OPERATORS.to_vec(), after.operators.as_deref().map(operators_row)));
+        }
         self.put_changed(&mut rows, APP, &before.apps, &after.apps)?;
         self.put_changed(&mut rows, NODE, &before.nodes, &after.nodes)?;
         self.put_changed(&mut rows, MEMBER, &before.members, &after.members)?;
@@ -186,7 +202,8 @@ impl State {
         let is_lasting = before.generation != after.generation
             || before.apps != after.apps
             || before.members != after.members
-            || before.joins != after.joins;
+            || before.joins != after.joins
+            || before.operators != after.operators;
         if is_lasting {
             self.tree.flush()?;
         }
@@ -199,6 +216,9 @@ impl State {
         let none = Records::default();
         rows.put(GENERATION.to_vec(), records.generation.to_be_bytes().to_vec());
         rows.put(REVOKED.to_vec(), serde_json::to_vec(&*records.revoked).expect("it has only strings"));
+        if let Some(operators) = &records.operators {
+            rows.put(OPERATORS.to_vec(), operators_row(operators));
+        }
         self.put_changed(&mut rows, APP, &none.apps, &records.apps)?;
         self.put_changed(&mut rows, NODE, &none.nodes, &records.nodes)?;
         self.put_changed(&mut rows, MEMBER, &none.members, &records.members)?;
@@ -259,6 +279,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use selvage_config::operator::OperatorRights;
     use selvage_config::release::Release;
 
     use super::*;
@@ -303,6 +324,7 @@ mod tests {
             generation: 3,
             apps: [("hello".parse().unwrap(), Arc::new(app.clone()))].into(),
             revoked: Arc::new(Revoked { identities: ["eve".to_owned()].into(), ..Revoked::default() }),
+            operators: Some(Arc::new([("ada".to_owned(), OperatorRights::default())].into())),
             ..empty.clone()
         };
         let state =
@@ -313,7 +335,7 @@ mod tests {
         let state =
             State::open(&directory.path().join("db"), Seal::open(&directory.path().join("key")).unwrap()).unwrap();
         let read = state.load().unwrap();
-        assert_eq!((read.generation, &read.revoked), (3, &full.revoked));
+        assert_eq!((read.generation, &read.revoked, &read.operators), (3, &full.revoked, &full.operators));
         assert_eq!(*read.apps[&"hello".parse().unwrap()], app);
         state.save(&full, &Records { generation: 4, ..Records::default() }).unwrap();
         assert!(state.load().unwrap().apps.is_empty());

@@ -1,9 +1,12 @@
 //! The operators' listener: health, metrics, status, KV and peers.
 //!
-//! With TLS only certificates of operators and of the control plane are let in; a node's own peers are not. Without, the
-//! listener takes a loopback address only, and no request that a web page could have sent.
+//! With TLS operators are let in, each for what [`Access`] says of it, and the node's peers for what [`Shelf`] gives
+//! them; not the control plane, which has no business here. Without, the listener takes a loopback address only, and no
+//! request that a web page could have sent.
 
+mod access;
 mod kv;
+mod shelf;
 
 use std::convert::Infallible;
 use std::io;
@@ -21,22 +24,29 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use selvage_certs::{Role, peer_of};
+use selvage_certs::{OperatorName, Role, peer_of};
+use selvage_config::NodeName;
 use selvage_config::plan::Status;
 use selvage_sync::Kv;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::listen::dearth::Dearth;
+pub use access::Access;
+pub use shelf::Shelf;
+
 use crate::serve::Parts;
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 64;
+/// Of these, those of the node's peers: operators always find a place.
+const PEERS_MAX: usize = 32;
 /// Time for a TLS handshake, and for a request's head.
 const HEAD_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a request's head.
@@ -56,6 +66,10 @@ pub struct AdminParts {
     pub kv: Option<Kv>,
     /// What the node runs.
     pub status: StatusOf,
+    /// Whom it lets in.
+    pub access: Access,
+    /// What it gives the node's peers.
+    pub shelf: Option<Shelf>,
 }
 
 /// Why the listener could not be opened.
@@ -124,6 +138,7 @@ impl Admin {
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, parts: AdminParts, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let mut dearth = Dearth::at("admin");
+    let peers = Arc::new(Semaphore::new(PEERS_MAX));
     loop {
         // Every branch may be dropped: each of the three futures loses nothing.
         tokio::select! {
@@ -131,9 +146,9 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, parts: AdminPar
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((tcp, client)) => {
-                    let (tls, parts, stop) = (tls.clone(), parts.clone(), stop.clone());
+                    let (tls, parts, stop, peers) = (tls.clone(), parts.clone(), stop.clone(), Arc::clone(&peers));
                     connections.spawn(async move {
-                        if let Err(error) = connection(tcp, tls, parts, stop).await {
+                        if let Err(error) = connection(tcp, tls, parts, (stop, peers)).await {
                             tracing::debug!(%client, error = format!("{error:#}"), "admin connection ended");
                         }
                     });
@@ -150,13 +165,18 @@ async fn connection(
     tcp: TcpStream,
     tls: Option<TlsAcceptor>,
     parts: AdminParts,
-    stop: CancellationToken,
+    (stop, peers): (CancellationToken, Arc<Semaphore>),
 ) -> anyhow::Result<()> {
     let Some(tls) = tls else { return speak(tcp, Caller::Local, parts, stop).await };
     let stream = timeout(HEAD_MAX, tls.accept(tcp)).await??;
     let caller = match peer_of(stream.get_ref().1.peer_certificates())? {
-        Some(role @ (Role::Operator { .. } | Role::ControlPlane)) => Caller::Known(role),
-        Some(Role::Node { .. }) | None => Caller::Stranger,
+        Some(Role::Operator { name }) => Caller::Operator(name),
+        Some(Role::Node { node, .. }) => Caller::Peer(node),
+        Some(Role::ControlPlane) | None => Caller::Stranger,
+    };
+    let _place = match caller {
+        Caller::Peer(_) => Some(peers.try_acquire()?),
+        _ => None,
     };
     speak(stream, caller, parts, stop).await
 }
@@ -166,8 +186,10 @@ async fn connection(
 enum Caller {
     /// Somebody on this machine.
     Local,
-    /// Somebody with a certificate that counts here.
-    Known(Role),
+    /// An operator, by certificate. What it may do is looked up for each request.
+    Operator(OperatorName),
+    /// Another node.
+    Peer(NodeName),
     /// Anybody else.
     Stranger,
 }
@@ -226,15 +248,26 @@ fn text(status: StatusCode, body: &'static str) -> Answer {
 async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>) -> Answer {
     match caller {
         Caller::Stranger => {
-            let hint = "use a certificate of an operator or of the control plane";
+            let hint = "use a certificate of an operator";
             return refuse(StatusCode::FORBIDDEN, "not allowed", hint);
+        }
+        Caller::Peer(node) => {
+            return match &admin.shelf {
+                Some(shelf) => shelf.answer(node, &request).await,
+                None => refuse(StatusCode::FORBIDDEN, "not allowed", "use a certificate of an operator"),
+            };
         }
         Caller::Local if !is_local(request.headers()) => {
             return refuse(StatusCode::FORBIDDEN, "not allowed", "ask by loopback address, not from a web page");
         }
         Caller::Local => {}
-        Caller::Known(role) => {
-            tracing::info!(%role, method = %request.method(), path = request.uri().path(), "admin request");
+        Caller::Operator(name) => {
+            let (method, path) = (request.method(), request.uri().path());
+            if let Err(refused) = admin.access.admit(name, method, path) {
+                tracing::warn!(target: "audit", operator = %name, %method, path, reason = %refused, "refused");
+                return refuse(StatusCode::FORBIDDEN, &refused.to_string(), refused.hint());
+            }
+            tracing::info!(operator = %name, %method, path, "admin request");
         }
     }
     let path = request.uri().path().to_owned();

@@ -40,7 +40,7 @@ use self::fleet::Fleet;
 use self::handover::{Offer, take_over};
 
 use crate::acme::Place;
-use crate::admin::{Admin, AdminParts};
+use crate::admin::{Access, Admin, AdminParts, Shelf};
 use crate::engine::{EngineError, EngineOptions, Engines, machine};
 use crate::host::outbound::Egress;
 use crate::jwt::KeyFetcher;
@@ -51,6 +51,7 @@ use crate::release::activate::{Activation, Base, Report, Settings, ready};
 use crate::release::compile::CompileCache;
 use crate::release::fetch::Fetched;
 use crate::release::ledger::Ledger;
+use crate::release::neighbours::{Neighbours, Sources};
 use crate::release::origin::{Origin, chain};
 use crate::release::plan::{self, Course};
 use crate::release::state::State;
@@ -58,7 +59,7 @@ use crate::release::verify::{Policy, PolicyError, Terms};
 use crate::route::Table;
 use crate::serve::Parts;
 
-/// How often certificate files are looked at.
+/// How often the front's certificate files are looked at.
 const CERTIFICATES_LOOK: Duration = Duration::from_secs(30);
 /// How often the policy's files are looked at.
 const POLICY_LOOK: Duration = Duration::from_secs(5);
@@ -178,9 +179,12 @@ impl Node {
         let options =
             config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
         let engines = start_engines(options);
-        let state = State::open(&config.state_dir)?;
+        let state = match &config.sealing_key {
+            Some(key) => State::open_with(&config.state_dir, key)?,
+            None => State::open(&config.state_dir)?,
+        };
         let acme = acme_of(&config, reload.as_ref())?;
-        let sealing = config.acme.as_ref().filter(|acme| acme.shared).map(|_| secret.sealing());
+        let sealing = config.acme.as_ref().filter(|acme| acme.shared).map(|_| secret.place_seal());
         if takes_over {
             // What is wrong with the trust is found before the other node goes.
             ledger(&config.trust, &state)?;
@@ -199,10 +203,11 @@ impl Node {
         let parts =
             Arc::new(parts.with_front(config.front.clone()).with_challenges(challenges).with_rules(Arc::clone(&names)));
         let terms = base.terms.clone();
-        let from = (origin.clone(), ledger.clone());
+        let (plans, planned) = watch::channel(None);
+        let from = (sources(origin.clone(), fleet.as_ref(), &config, &planned)?, ledger.clone());
         let mut activation = Activation::new(base, from, Arc::clone(&parts), config.domain.clone(), drain);
         let report = activation.report();
-        let restored = Box::pin(activation.restore()).await;
+        plans.send_replace(Box::pin(activation.restore()).await);
 
         let tls = reload.as_ref().map(|reload| front_tls(reload, &config.tls, config.acme.as_ref(), (names, secret)));
         let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls };
@@ -222,11 +227,12 @@ impl Node {
             admin: OnceLock::new(),
             ledger: ledger.clone(),
         });
-        let status = admin_parts(&me, &parts, &kv, &report);
+        let access = Access::new(ledger.clone(), config.admin.named());
+        let shelf = Shelf::new(state.clone(), planned.clone());
+        let status = admin_parts(&me, &parts, (&kv, shelf), &report, access);
         let admin = open_admin(config.listen.admin, fleet.as_ref(), &me, status).await?;
 
         let mut tasks = JoinSet::new();
-        let (plans, planned) = watch::channel(restored);
         tasks.spawn(activation.run(planned));
         if let Some(reload) = reload {
             tasks.spawn(look_at_certificates(reload, listeners.servers(), parts.metrics.clone()));
@@ -238,8 +244,10 @@ impl Node {
             };
             tasks.spawn(acme.run(Arc::clone(&parts)));
         }
+        let (tell, told) = watch::channel(None);
+        let believed = fleet.as_ref().map_or_else(|| watch::channel(None).1, Fleet::believed);
         if let Some(fleet) = fleet {
-            tasks.spawn(fleet.look_after(origin.clone(), me.name.clone()));
+            tasks.spawn(fleet.look_after(origin.clone().zip(config.control_plane.clone()), me.name.clone(), told));
         }
         tasks.spawn(look_at_policy(config.trust.clone(), terms.clone(), seen));
         let mut held = None;
@@ -247,7 +255,9 @@ impl Node {
             None => held = Some(plans),
             Some(origin) => {
                 let (told, seen) = (Arc::clone(&me), Arc::clone(&parts));
-                tasks.spawn(plan::report(origin.clone(), report.clone(), move |report| told.status(report, &seen)));
+                let authorities = (believed, tell);
+                let status = move |report: &Report| told.status(report, &seen);
+                tasks.spawn(plan::report(origin.clone(), report.clone(), authorities, status));
                 let metrics = parts.metrics.clone();
                 let course = Course { node: me.name.clone(), state, ledger, terms, metrics, plans };
                 tasks.spawn(plan::watch(origin, course));
@@ -486,6 +496,18 @@ fn ledger(trust: &Trust, state: &State) -> Result<Option<Ledger>, StartError> {
     Ok(Some(Ledger::open(&envelope, state.clone())?))
 }
 
+/// Where releases come from.
+fn sources(
+    origin: Option<Origin>,
+    fleet: Option<&Fleet>,
+    config: &NodeConfig,
+    plans: &watch::Receiver<Option<Arc<Plan>>>,
+) -> Result<Sources, StartError> {
+    let client = fleet.map(Fleet::client).transpose()?;
+    let neighbours = client.map(|tls| Neighbours::new(tls, config.region.clone(), plans.clone()));
+    Ok(Sources { origin, neighbours })
+}
+
 /// The ways out: of guests, and for the keys of token issuers.
 struct WaysOut {
     guests: Arc<Egress>,
@@ -532,7 +554,7 @@ async fn base(
 
 async fn open_kv(config: &NodeConfig, fleet: Option<&Fleet>) -> Result<Kv, StartError> {
     let tls = match fleet {
-        Some(fleet) => Some(Tls { server: fleet.server()?, client: fleet.client()? }),
+        Some(fleet) => Some(Tls { server: fleet.server(), client: fleet.client()? }),
         None => None,
     };
     let options = KvOptions {
@@ -564,14 +586,20 @@ async fn open_admin(
     parts: AdminParts,
 ) -> Result<Option<Admin>, StartError> {
     let Some(address) = address else { return Ok(None) };
-    let tls = fleet.map(Fleet::server).transpose()?;
+    let tls = fleet.map(Fleet::server);
     let bound = Admin::bind(address, tls, parts).await?;
     me.admin.get_or_init(|| bound.address());
     Ok(Some(bound))
 }
 
-fn admin_parts(me: &Arc<Me>, parts: &Arc<Parts>, kv: &Kv, report: &watch::Receiver<Report>) -> AdminParts {
+fn admin_parts(
+    me: &Arc<Me>,
+    parts: &Arc<Parts>,
+    (kv, shelf): (&Kv, Shelf),
+    report: &watch::Receiver<Report>,
+    access: Access,
+) -> AdminParts {
     let (me, report, seen) = (Arc::clone(me), report.clone(), Arc::clone(parts));
     let status = Arc::new(move || me.status(&report.borrow(), &seen));
-    AdminParts { parts: Arc::clone(parts), kv: Some(kv.clone()), status }
+    AdminParts { parts: Arc::clone(parts), kv: Some(kv.clone()), status, access, shelf: Some(shelf) }
 }

@@ -13,6 +13,7 @@ mod peers;
 mod program;
 mod refusals;
 mod root;
+mod rotation;
 mod takeover;
 mod up;
 mod verify;

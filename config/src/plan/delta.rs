@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Candidate, Peer, Plan};
+use crate::operator::Operators;
 use crate::release::{Release, ReleaseId};
 use crate::signature::{Envelope, EnvelopeSignature};
 use crate::snapshot::{Revoked, Snapshot};
@@ -77,6 +78,9 @@ pub struct SnapshotDelta {
     pub unlisted: BTreeSet<ReleaseId>,
     /// All that is revoked, if there is more of it.
     pub revoked: Option<Revoked>,
+    /// All operators, if they are others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operators: Option<Operators>,
     /// The digest of the bytes that were signed.
     pub payload: Digest,
     /// The signatures over them.
@@ -155,8 +159,9 @@ impl SnapshotDelta {
         let unlisted = before.resources.keys().filter(|id| !after.resources.contains_key(id)).cloned().collect();
         let (issued_ms, expires_ms) = (after.issued_ms, after.expires_ms);
         let revoked = (before.revoked != after.revoked).then(|| after.revoked.clone());
+        let operators = after.operators.clone().filter(|_| before.operators != after.operators);
         let (payload, signatures) = (Digest::of(&envelope.payload), envelope.signatures.clone());
-        Self { issued_ms, expires_ms, listed, unlisted, revoked, payload, signatures }
+        Self { issued_ms, expires_ms, listed, unlisted, revoked, operators, payload, signatures }
     }
 
     /// The envelope that was signed.
@@ -168,6 +173,9 @@ impl SnapshotDelta {
         snapshot.resources.extend(self.listed.iter().map(|(id, digest)| (id.clone(), *digest)));
         if let Some(revoked) = &self.revoked {
             snapshot.revoked = revoked.clone();
+        }
+        if let Some(operators) = &self.operators {
+            snapshot.operators = Some(operators.clone());
         }
         let mut envelope = snapshot.envelope();
         let made = Digest::of(&envelope.payload);
@@ -183,6 +191,7 @@ impl SnapshotDelta {
 mod tests {
     use super::*;
     use crate::key::PrivateKey;
+    use crate::operator::OperatorRights;
 
     fn release(id: &str, content: &str) -> Release {
         Release {
@@ -196,7 +205,8 @@ mod tests {
     }
 
     fn peer(node: &str, port: u16) -> Peer {
-        Peer { node: node.parse().unwrap(), region: "fra".parse().unwrap(), address: ([127, 0, 0, 1], port).into() }
+        let (region, address) = ("fra".parse().unwrap(), ([127, 0, 0, 1], port).into());
+        Peer { node: node.parse().unwrap(), region, address, admin: Some(address) }
     }
 
     fn signed(generation: u64, releases: &[Release], revoked: &[&str], key: &PrivateKey) -> (Snapshot, Envelope) {
@@ -210,6 +220,8 @@ mod tests {
                 digests: revoked.iter().map(|r| Digest::of(r.as_bytes())).collect(),
                 ..Revoked::default()
             },
+            // Another one in each generation.
+            operators: Some([(format!("o{generation}"), OperatorRights::default())].into()),
         };
         let mut envelope = snapshot.envelope();
         envelope.sign(key).unwrap();
@@ -284,11 +296,12 @@ mod tests {
         assert!(matches!(none.with(delta.clone()), Err(DeltaError::Snapshot)));
         // A release more or less than was signed, a moved time, a revocation that is kept back: other bytes.
         type Change = fn(&mut SnapshotDelta);
-        let changes: [Change; 5] = [
+        let changes: [Change; 6] = [
             |s| s.listed.clear(),
             |s| s.listed.extend([("evil@1".parse().unwrap(), Digest::of(b"evil"))]),
             |s| s.unlisted.clear(),
             |s| s.revoked = None,
+            |s| s.operators = None,
             |s| s.expires_ms += 1,
         ];
         for change in changes {

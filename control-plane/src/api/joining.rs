@@ -12,6 +12,7 @@ use http::StatusCode;
 use selvage_config::NodeName;
 use selvage_config::join::{
     AUTHORITIES_PATH, CERTIFICATE_PATH, CertificateAnswer, CertificateRequest, JOIN_BYTES_MAX, JOIN_PATH, JoinRequest,
+    RENEWAL_PATH, RenewalRequest,
 };
 use selvage_config::plan::NODES_PATH;
 
@@ -43,6 +44,13 @@ pub(super) fn routes() -> Vec<Route> {
 pub(super) fn open_routes() -> Vec<Route> {
     vec![
         Route::new(("POST", JOIN_PATH), "a join token", "Lets a node join.", post(join)).takes("JoinRequest"),
+        Route::new(
+            ("POST", RENEWAL_PATH),
+            "a node's certificate that has ended, and its key",
+            "Another certificate for a node that could not renew its own in time.",
+            post(renew_late),
+        )
+        .takes("RenewalRequest"),
         Route::new(("GET", AUTHORITIES_PATH), "nothing", "The authorities of the fleet, PEM.", get(roots)),
     ]
 }
@@ -94,6 +102,17 @@ async fn join(State(parts): State<Arc<Parts>>, body: Body) -> Result<Json<Certif
     let (at, used, name) = (Arc::clone(&parts), token.clone(), node.clone());
     let answer = disk::wait(move || at.joining.join(&at.fleet, &used, &name, &request)).await?;
     parts.audit.note(format!("join token {}", token.id), "node.join", node, format!("region {}", answer.region)).await;
+    Ok(Json(answer))
+}
+
+async fn renew_late(State(parts): State<Arc<Parts>>, body: Body) -> Result<Json<CertificateAnswer>, Failure> {
+    let RenewalRequest { certificate, request } = json(body, JOIN_BYTES_MAX).await?;
+    let request = decoded(&request)?;
+    let at = Arc::clone(&parts);
+    let renewed = disk::wait(move || at.joining.renew_late(&at.fleet, &certificate, &request)).await;
+    let (node, answer) =
+        renewed.inspect_err(|error| tracing::warn!(target: "audit", %error, "late renewal refused"))?;
+    parts.audit.note(format!("node {node}"), "node.renew-late", node, "").await;
     Ok(Json(answer))
 }
 

@@ -8,9 +8,10 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use http::StatusCode;
 use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use selvage_config::NodeName;
+use selvage_config::join::AUTHORITIES_FIELD;
 use selvage_config::plan::{NODES_PATH, News, PLAN_PATH, POLL_MS_MAX, Status, Told};
 
 use super::{Named, Queries, Route, json};
@@ -49,7 +50,12 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn nodes(State(parts): State<Arc<Parts>>, who: OperatorId) -> Result<Json<Vec<NodeAnswer>>, Failure> {
     who.over_fleet(Act::Look)?;
-    Ok(Json(parts.fleet.nodes()))
+    let authorities = disk::wait({
+        let parts = Arc::clone(&parts);
+        move || parts.joining.authorities()
+    });
+    let authorities = authorities.await;
+    Ok(Json(parts.fleet.nodes(authorities)))
 }
 
 async fn status(
@@ -57,8 +63,9 @@ async fn status(
     Extension(peer): Extension<Peer>,
     caller: Caller,
     Named(node): Named<NodeName>,
+    headers: HeaderMap,
     body: Body,
-) -> Result<StatusCode, Failure> {
+) -> Result<Response, Failure> {
     let Caller::Node { region: own_region, node: own } = caller else {
         return Err(Failure::new(StatusCode::FORBIDDEN, "only a node tells its status"));
     };
@@ -73,9 +80,20 @@ async fn status(
         return Err(StatusError::Region { told: status.region, certified: own_region }.into());
     }
     let at = Arc::clone(&parts);
-    disk::wait(move || at.fleet.tell(status, peer.address.ip())).await?;
+    let believes = headers.get(AUTHORITIES_FIELD).and_then(|value| value.to_str().ok()?.parse().ok());
+    let authorities = disk::wait(move || {
+        at.fleet.believes(&status.node, believes);
+        at.fleet.tell(status, peer.address.ip())?;
+        Ok::<_, StatusError>(at.joining.authorities())
+    });
+    let authorities = authorities.await?;
     parts.moves.notify_one();
-    Ok(StatusCode::NO_CONTENT)
+    let field = authorities.and_then(|authorities| HeaderValue::try_from(authorities.to_string()).ok());
+    let mut answer = StatusCode::NO_CONTENT.into_response();
+    if let Some(field) = field {
+        answer.headers_mut().insert(AUTHORITIES_FIELD, field);
+    }
+    Ok(answer)
 }
 
 async fn say(

@@ -8,6 +8,7 @@ use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use selvage_certs::Seal;
 use selvage_config::control_plane::ControlPlaneConfig;
 use serde::Serialize;
 
@@ -15,7 +16,7 @@ use super::read::{Part, read};
 use super::{AUDIT, BackupError, Contents, FLEET, REGISTRY, Row};
 use crate::audit::Audit;
 use crate::registry::Registry;
-use crate::state::{Seal, State};
+use crate::state::State;
 
 /// How far a restore moves the generation on. Nodes refuse what is not newer than all that they have taken, and they have
 /// taken what came after the backup, which nobody else may know any more: no fleet makes a million changes between two

@@ -86,7 +86,7 @@ impl Fleet {
             return Err(ReleaseError::NoRelease { id: release });
         }
         // A cordoned node keeps what it has: nobody waits for it.
-        let alive = self.nodes().into_iter().filter(|node| node.alive && !node.cordoned && !node.revoked);
+        let alive = self.nodes(None).into_iter().filter(|node| node.alive && !node.cordoned && !node.revoked);
         let nodes: Vec<NodeRollout> = alive
             .map(|NodeAnswer { status, .. }| NodeRollout {
                 state: rollout_state(&status.apps, &release),

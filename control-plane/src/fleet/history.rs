@@ -36,6 +36,12 @@ impl History {
         kept.push_back(Arc::clone(records));
     }
 
+    /// The records that the newest plans are made of: peers that came since are in those of the next generation.
+    pub(super) fn told(&self, now: Arc<Records>) -> Arc<Records> {
+        let kept = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.back().filter(|last| last.generation == now.generation).cloned().unwrap_or(now)
+    }
+
     /// What changed since generation `base`, if that is remembered.
     pub(super) fn since(
         &self,

@@ -1,7 +1,7 @@
 //! What nodes tell. After a change of plans all of them tell at once: whoever comes first writes down what all those have
 //! told who wait, in one change.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -42,13 +42,16 @@ impl Fleet {
                 |app: &AppName| records.apps.get(app).is_some_and(|app| app.running().is_some() || app.split.is_some());
             self.loads.take(&node, load, moves);
         }
-        let replication = status.replication.map(|mut address| {
+        let reached = |mut address: SocketAddr| {
             if address.ip().is_unspecified() {
                 address.set_ip(from.to_canonical());
             }
-            address
-        });
-        let told = NodeRecord { status, replication };
+            // Nobody on another machine reaches a loopback address.
+            (!address.ip().is_loopback() || from.to_canonical().is_loopback()).then_some(address)
+        };
+        let (replication, admin) =
+            (status.replication.map(|a| reached(a).unwrap_or(a)), status.admin.and_then(reached));
+        let told = NodeRecord { status, replication, admin };
         if !self.records().nodes.get(&node).is_some_and(|known| **known == told) {
             let telling = Arc::new(Telling { told: Arc::new(told), outcome: OnceLock::new() });
             self.told.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&telling));
@@ -65,12 +68,12 @@ impl Fleet {
 
     /// Once it returns, everything that was told before it was called is written down, by this caller or another one.
     fn write_down_what_was_told(&self) {
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let all = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
         if all.is_empty() {
             return;
         }
-        let changed = self.change_under(&changing, |records| {
+        let changed = self.change_under(&mut changing, |records| {
             let outcomes: Vec<Outcome> = all.iter().map(|telling| take(records, &telling.told)).collect();
             Ok::<_, StateError>(outcomes)
         });

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use selvage_config::operator::Operators;
 use selvage_config::plan::{Peer, Status};
 use selvage_config::release::Release;
 use selvage_config::rollout::{Gate, SplitKey, Wave};
@@ -22,6 +23,8 @@ pub(crate) struct Records {
     pub(crate) joins: BTreeMap<String, Arc<JoinRecord>>,
     /// What must not run any more. It only grows: nodes take nothing back.
     pub(crate) revoked: Arc<Revoked>,
+    /// The operators whom nodes let in. None where plans are not signed.
+    pub(crate) operators: Option<Arc<Operators>>,
 }
 
 /// One app's releases. An app that was removed keeps its record, so that a number never names two releases.
@@ -98,6 +101,9 @@ pub(crate) struct NodeRecord {
     pub(crate) status: Status,
     /// Where its peers reach it, if it replicates.
     pub(crate) replication: Option<SocketAddr>,
+    /// The same of its admin listener.
+    #[serde(default)]
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 /// What operators say of a node, whatever it tells itself.
@@ -185,7 +191,7 @@ impl Records {
         let trusted = self.nodes.values().filter(|node| !self.is_revoked(&node.status.node));
         trusted.filter_map(|node| {
             let (name, region) = (node.status.node.clone(), node.status.region.clone());
-            node.replication.map(|address| Peer { node: name, region, address })
+            node.replication.map(|address| Peer { node: name, region, address, admin: node.admin })
         })
     }
 

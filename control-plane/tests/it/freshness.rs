@@ -1,7 +1,10 @@
 //! What a node needs to know that its plans are new.
 
+use std::path::Path;
+
 use reqwest::{Method, StatusCode};
-use selvage_config::control_plane::PlanSigning;
+use selvage_certs::Role;
+use selvage_config::control_plane::{ControlPlaneConfig, Operator, OperatorRole, PlanSigning};
 use selvage_config::plan::Plan;
 use selvage_config::root::Root;
 use selvage_config::signature::Envelope;
@@ -13,7 +16,11 @@ use crate::world::{World, app, json_of};
 
 /// A control plane that signs, and the root that says so.
 pub(crate) async fn signing() -> (World, Root) {
-    let mut world = World::start().await;
+    signing_with(|_, _| {}).await
+}
+
+async fn signing_with(change: fn(&mut ControlPlaneConfig, &Path)) -> (World, Root) {
+    let mut world = World::start_with(change).await;
     let (offline, key) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let root = Root::initial("test".into(), vec![offline.public()], vec![key.public()]);
     let mut envelope = root.envelope().unwrap();
@@ -69,6 +76,54 @@ async fn what_is_revoked_is_in_the_next_snapshot_and_stays_over_a_restart() {
     let snapshot = Snapshot::signed(plan.snapshot.as_ref().unwrap(), &root).unwrap();
     assert!(snapshot.revoked.digests.contains(&bad) && snapshot.revoked.identities.contains("eve@example.com"));
     assert!(world.audit().contains("revoke") && world.audit().contains("eve@example.com"));
+}
+
+#[tokio::test]
+async fn nodes_are_told_who_the_operators_are_and_hear_of_every_change() {
+    fn change(config: &mut ControlPlaneConfig, directory: &Path) {
+        let operator = |name: &str, role, apps: Option<&str>| Operator {
+            name: name.into(),
+            token_digest: None,
+            role,
+            apps: apps.map(|app| [app.parse().unwrap()].into()),
+        };
+        config.operators.push(operator("reader", OperatorRole::Read, Some("shop")));
+        // Nobody can have a certificate of such a name.
+        config.operators.push(operator("CI job", OperatorRole::Admin, None));
+        if directory.join("removed").exists() {
+            config.operators.retain(|operator| operator.name != "ada");
+        }
+    }
+    let (mut world, root) = signing_with(change).await;
+    let told = async |world: &World| {
+        let plan: Plan = world.node("fra-1").get("/api/v1/plans/fra-1").await.json().await.unwrap();
+        let snapshot = Snapshot::signed(plan.snapshot.as_ref().unwrap(), &root).unwrap();
+        (snapshot.operators.unwrap(), plan.generation)
+    };
+    let (operators, first) = told(&world).await;
+    assert_eq!(operators.keys().collect::<Vec<_>>(), ["ada", "ops", "reader"]);
+    assert_eq!(operators["reader"].role, OperatorRole::Read);
+    assert_eq!(operators["reader"].apps, Some(["shop".parse().unwrap()].into()));
+    world.restart().await;
+    assert_eq!(told(&world).await, (operators, first), "nothing changed, so there is no new plan");
+    std::fs::write(world.directory.path().join("removed"), "").unwrap();
+    world.restart().await;
+    let (operators, second) = told(&world).await;
+    assert_eq!((operators.contains_key("ada"), second), (false, first + 1));
+}
+
+#[tokio::test]
+async fn a_revoked_operators_certificate_opens_nothing_here_either() {
+    let (world, _) = signing().await;
+    let role = Role::Operator { name: "ada".parse().unwrap() };
+    let ada = world.by_certificate(&role);
+    assert_eq!(ada.get("/api/v1/nodes").await.status(), StatusCode::OK);
+    let asked = json!({ "identities": [role.uri()] });
+    assert_eq!(world.ops().post("/api/v1/revocations", &asked).await.status(), StatusCode::OK);
+    for path in ["/api/v1/nodes", "/v2/"] {
+        assert_eq!(ada.get(path).await.status(), StatusCode::FORBIDDEN, "{path}");
+    }
+    assert_eq!(world.ops().get("/api/v1/nodes").await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::{Response, StatusCode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use selvage_certs::{Enrolment, Identity, Role, mutual_client, peer_role};
+use selvage_certs::{Authority, Enrolment, Identity, Role, chain_pem, mutual_client, peer_role};
 use selvage_config::Digest;
 use selvage_config::control_plane::ControlPlaneConfig;
 use selvage_config::join::{CertificateAnswer, JoinToken};
@@ -136,4 +136,72 @@ async fn a_node_renews_its_own_certificate_until_it_is_revoked() {
     let plan = json_of(world.node("fra-2").get("/api/v1/plans/fra-2").await, StatusCode::OK).await;
     assert_eq!(plan["peers"], json!([]));
     assert_eq!(ops.post("/api/v1/nodes/nobody", &json!("revoke")).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_node_whose_certificate_has_ended_gets_another_by_its_key_and_nobody_else_does() {
+    let world = World::start_with(with_authority).await;
+    let (ops, stranger) = (world.ops(), world.stranger());
+    let issue = |authority: &Authority, role: &Role| authority.issue_identity(role, &[], &[]).unwrap();
+    let node = |name: &str| Role::Node { region: "fra".parse().unwrap(), node: name.parse().unwrap() };
+    world.node("fra-1").tell(&status("fra-1", 0, None, vec![])).await;
+    let own = issue(&world.authority, &node("fra-1"));
+    let ask = async |identity: &Identity, enrolment: &Enrolment| {
+        let certificate = chain_pem(identity.chain());
+        let body = json!({ "certificate": certificate, "request": STANDARD.encode(enrolment.request()) });
+        stranger.post("/api/v1/renewals", &body).await
+    };
+    let answer = ask(&own, &Enrolment::again(&own).unwrap()).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let renewed = identity(Enrolment::again(&own).unwrap(), &answer.json().await.unwrap());
+    assert_eq!(peer_role(&renewed.chain()[0]).unwrap(), node("fra-1"));
+    assert!(world.audit().contains("node.renew-late"));
+
+    // Another key, another authority, somebody who is no node, and one that nobody knows.
+    assert_eq!(ask(&own, &Enrolment::create().unwrap()).await.status(), StatusCode::BAD_REQUEST);
+    let elsewhere = Authority::create("elsewhere").unwrap();
+    let operator = Role::Operator { name: "ada".parse().unwrap() };
+    for stranger in [
+        issue(&elsewhere, &node("fra-1")),
+        issue(&world.authority, &operator),
+        issue(&world.authority, &Role::ControlPlane),
+        issue(&world.authority, &node("nobody")),
+    ] {
+        let refused = ask(&stranger, &Enrolment::again(&stranger).unwrap()).await;
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{stranger:?}");
+    }
+    assert_eq!(ops.post("/api/v1/nodes/fra-1", &json!("revoke")).await.status(), StatusCode::NO_CONTENT);
+    assert_eq!(ask(&own, &Enrolment::again(&own).unwrap()).await.status(), StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_node_is_told_which_authorities_there_are_and_operators_see_who_knows_them() {
+    let world = World::start_with(with_authority).await;
+    let (ops, node) = (world.ops(), world.node("fra-1"));
+    let tells = async |authorities: Option<&str>| {
+        let request = node.ask(reqwest::Method::PUT, "/api/v1/nodes/fra-1").json(&status("fra-1", 0, None, vec![]));
+        let request = match authorities {
+            Some(known) => request.header("selvage-authorities", known),
+            None => request,
+        };
+        let answer = request.send().await.unwrap();
+        answer.headers()["selvage-authorities"].to_str().unwrap().to_owned()
+    };
+    let seen = async || {
+        let nodes = json_of(ops.get("/api/v1/nodes").await, StatusCode::OK).await;
+        (nodes[0]["believes_authorities"].clone(), nodes[0]["certificate_is_current"].clone())
+    };
+    let fleets = tells(None).await;
+    let text = world.stranger().get("/api/v1/authorities").await.text().await.unwrap();
+    let (believed, issuing) = fleets.split_once(' ').unwrap();
+    assert_eq!(believed, Digest::of(text.as_bytes()).to_string());
+    assert_eq!(issuing, Digest::of(&world.authority.certificate_der()).to_string());
+    assert_eq!(seen().await, (Value::Null, Value::Null));
+    tells(Some(&fleets)).await;
+    assert_eq!(seen().await, (json!(true), json!(true)));
+    let other = Digest::of(b"other");
+    tells(Some(&format!("{other} {issuing}"))).await;
+    assert_eq!(seen().await, (json!(false), json!(true)));
+    tells(Some("nonsense")).await;
+    assert_eq!(seen().await, (Value::Null, Value::Null));
 }

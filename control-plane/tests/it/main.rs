@@ -16,4 +16,5 @@ mod restart;
 mod roles;
 mod rollouts;
 mod secrets;
+mod stolen;
 mod world;

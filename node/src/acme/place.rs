@@ -8,7 +8,7 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use selvage_certs::{Identity, IssuedFiles, Sealing};
+use selvage_certs::{Identity, IssuedFiles, PlaceSeal};
 use selvage_config::node::CertificateName;
 use selvage_config::{NodeName, StoreName};
 use selvage_sync::{Kv, KvError};
@@ -28,7 +28,7 @@ const CROSSING: Duration = Duration::from_millis(500);
 /// The place that a node is of.
 pub struct Place {
     kv: Kv,
-    sealing: Sealing,
+    sealing: PlaceSeal,
     node: NodeName,
     store: StoreName,
 }
@@ -47,7 +47,7 @@ pub(super) struct Posted(String);
 
 impl Place {
     /// The place of the nodes with the secret of `sealing`, as the KV of `node` knows it.
-    pub fn new(kv: Kv, sealing: Sealing, node: NodeName) -> Self {
+    pub fn new(kv: Kv, sealing: PlaceSeal, node: NodeName) -> Self {
         Self { kv, sealing, node, store: STORE.parse().expect("an app's name and a label") }
     }
 

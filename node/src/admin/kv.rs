@@ -80,11 +80,15 @@ struct Isolation {
     on: bool,
 }
 
+/// What a path below `/kv/` names: an app, a label, and perhaps a key, still encoded.
+pub(super) fn place(rest: &str) -> Option<(AppName, StoreLabel, Option<&str>)> {
+    let mut parts = rest.splitn(3, '/');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()))
+}
+
 /// Answers what follows `/kv/`: `<app>/<label>` or `<app>/<label>/<key>`.
 pub(super) async fn answer(kv: &Kv, rest: &str, request: Request<Incoming>) -> Answer {
-    let mut parts = rest.splitn(3, '/');
-    let (app, label, key) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next());
-    let (Ok(app), Ok(label)) = (app.parse::<AppName>(), label.parse::<StoreLabel>()) else {
+    let Some((app, label, key)) = place(rest) else {
         return refuse(StatusCode::BAD_REQUEST, "no such store name", "the path is /kv/<app>/<label>/<key>");
     };
     let store = StoreName::of(&app, &label);

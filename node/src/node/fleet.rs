@@ -1,12 +1,13 @@
 //! Who a node is to its fleet: the mTLS identity, renewed while the node runs.
 //!
 //! A node's certificate lives for days. The node asks the control plane for another before it ends, and writes that
-//! down; or whoever else renews it replaces the files. Every handshake from the next look on shows the new one, and no
-//! connection is disturbed. The authorities are read at the start.
+//! down; or whoever else renews it replaces the files. It does so by the key of the one that has ended, if that could not
+//! be in time. Every handshake from the next look on shows the new one, and is judged by the authorities that the
+//! fleet has then; no connection is disturbed.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use base64::Engine as _;
@@ -18,23 +19,35 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use selvage_certs::{
-    AuthorityError, ClientAuth, Enrolment, FileError, Identity, IdentityError, mutual_client, mutual_server, peer_role,
-    roots_from_pem,
+    Anchors, AuthorityError, Enrolment, FileError, Identity, IdentityError, TlsError, chain_pem, peer_role,
+    roots_from_pem, roots_of, was_vouched_for,
 };
-use selvage_config::NodeName;
-use selvage_config::join::{CERTIFICATE_PATH, CertificateAnswer, CertificateRequest, JOIN_BYTES_MAX};
-use selvage_config::node::IdentityFiles;
+use selvage_config::join::{
+    AUTHORITIES_PATH, Authorities, CERTIFICATE_PATH, CertificateAnswer, CertificateRequest, JOIN_BYTES_MAX,
+    RENEWAL_PATH, RenewalRequest,
+};
+use selvage_config::node::{ControlPlaneAddress, IdentityFiles};
 use selvage_config::plan::NODES_PATH;
+use selvage_config::{Digest, NodeName};
+use tokio::sync::watch;
 
-use super::{CERTIFICATES_LOOK, StartError};
-use crate::release::origin::{Origin, OriginError, chain};
+use super::StartError;
+use crate::release::origin::{Backoff, Origin, OriginError, chain};
+
+/// How often the identity's files are looked at, and whether it is time for other ones.
+const IDENTITY_LOOK: Duration = Duration::from_secs(5);
+/// First and longest pause after the control plane gave no other certificate.
+const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The mTLS identity with the authorities of the fleet. Clones show the same one.
 #[derive(Clone)]
 pub(super) struct Fleet {
     files: IdentityFiles,
-    roots: Arc<RootCertStore>,
+    anchors: Anchors,
     shown: Arc<Shown>,
+    /// Which authorities the files name.
+    known: Arc<watch::Sender<Option<Authorities>>>,
 }
 
 /// The identity that is shown now.
@@ -66,86 +79,177 @@ impl ResolvesServerCert for Shown {
 impl Fleet {
     pub(super) fn load(files: &IdentityFiles) -> Result<Self, StartError> {
         let identity = Identity::load(&files.certificate, &files.key)?;
-        let roots = Arc::new(roots_from_pem(&files.roots)?);
-        Ok(Self { files: files.clone(), roots, shown: Arc::new(Shown(ArcSwap::from_pointee(identity))) })
+        let anchors = Anchors::new(roots_from_pem(&files.roots)?)?;
+        let known = watch::Sender::new(known(files, &identity));
+        let shown = Arc::new(Shown(ArcSwap::from_pointee(identity)));
+        Ok(Self { files: files.clone(), anchors, shown, known: Arc::new(known) })
     }
 
     /// What peers and operators connect to.
-    pub(super) fn server(&self) -> Result<Arc<ServerConfig>, StartError> {
-        let config = mutual_server(&self.shown.0.load(), &self.roots, ClientAuth::Required)?;
-        let mut config = ServerConfig::clone(&config);
+    pub(super) fn server(&self) -> Arc<ServerConfig> {
+        let mut config = self.anchors.server(&self.shown.0.load());
         config.cert_resolver = Arc::<Shown>::clone(&self.shown);
-        Ok(Arc::new(config))
+        Arc::new(config)
     }
 
     /// What connects to peers and the control plane.
     pub(super) fn client(&self) -> Result<Arc<ClientConfig>, StartError> {
-        let config = mutual_client(&self.shown.0.load(), &self.roots)?;
-        let mut config = ClientConfig::clone(&config);
+        let mut config = self.anchors.client(&self.shown.0.load())?;
         config.client_auth_cert_resolver = Arc::<Shown>::clone(&self.shown);
         Ok(Arc::new(config))
     }
 
-    /// Asks the control plane for another certificate if this one is near its end, and writes it down with the
-    /// authorities of the fleet as they are now. Whether there was need to.
-    pub(super) async fn renew(&self, origin: &Origin, node: &NodeName) -> Result<bool, RenewError> {
+    /// Which authorities this node knows, as they change.
+    pub(super) fn believed(&self) -> watch::Receiver<Option<Authorities>> {
+        self.known.subscribe()
+    }
+
+    /// Whether to ask for another certificate: this one is near its end, or another authority issues now.
+    fn is_due(&self, fleets: Option<Authorities>) -> bool {
+        let issued_by = self.known.borrow().map(|known| known.issuing);
+        let is_of_another = fleets.is_some_and(|fleets| issued_by.is_some_and(|issued_by| issued_by != fleets.issuing));
+        is_of_another || self.shown.0.load().renew_after() <= SystemTime::now()
+    }
+
+    /// Asks the control plane for another certificate, and writes it down with the authorities of the fleet as they are
+    /// now.
+    async fn renew(&self, origin: &Origin, place: &ControlPlaneAddress, node: &NodeName) -> Result<(), RenewError> {
         let identity = self.shown.0.load_full();
-        if identity.renew_after() > SystemTime::now() {
-            return Ok(false);
-        }
         let enrolment = Enrolment::again(&identity).map_err(RenewError::Request)?;
-        let request = CertificateRequest { request: STANDARD.encode(enrolment.request()) };
-        let path = format!("{NODES_PATH}/{node}/{CERTIFICATE_PATH}");
-        let answer = origin.post(&path, &request, JOIN_BYTES_MAX as u64).await?;
+        let request = STANDARD.encode(enrolment.request());
+        let bytes_max = JOIN_BYTES_MAX as u64;
+        let answer = if identity.not_after() > SystemTime::now() {
+            let path = format!("{NODES_PATH}/{node}/{CERTIFICATE_PATH}");
+            origin.post(&path, &CertificateRequest { request }, bytes_max).await?
+        } else {
+            // It can be shown to nobody any more. What it says, and the key, still prove who asks.
+            let nameless = Origin::new(&place.address, self.anchors.nameless_client())?;
+            let certificate = chain_pem(identity.chain());
+            nameless.post(RENEWAL_PATH, &RenewalRequest { certificate, request }, bytes_max).await?
+        };
         let answer: CertificateAnswer = serde_json::from_slice(&answer).map_err(RenewError::Answer)?;
         let chain = CertificateDer::pem_slice_iter(answer.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
         let renewed = enrolment.finish(chain.map_err(|_| RenewError::Certificate)?).map_err(RenewError::Identity)?;
         // Nothing is written that would not be taken by the next start.
-        if renewed.not_after() <= identity.not_after()
+        let roots = Anchors::new(roots_of_text(&answer.roots)?).map_err(RenewError::Tls)?;
+        if renewed.not_after() < identity.not_after()
             || peer_role(&renewed.chain()[0]).ok() != peer_role(&identity.chain()[0]).ok()
+            || !roots.vouch_for(&renewed, SystemTime::now())
         {
             return Err(RenewError::Certificate);
         }
         let files = self.files.clone();
         let written = tokio::task::spawn_blocking(move || {
-            renewed.save(&files.certificate, &files.key)?;
-            keep_roots(&files.roots, &answer.roots)
+            keep_roots(&files.roots, &answer.roots)?;
+            Ok(renewed.save(&files.certificate, &files.key)?)
         });
-        written.await.map_err(|_| RenewError::Certificate)??;
-        Ok(true)
+        written.await.map_err(|_| RenewError::Certificate)?
     }
 
-    /// Sees to it that there is a new identity in time, and takes it as it comes. A bad one is told, and the old one
-    /// stays.
-    pub(super) async fn look_after(self, origin: Option<Origin>, node: NodeName) {
+    /// Takes the authorities that the fleet has now. Those that do not vouch for this node's own certificate are not taken:
+    /// it would be cut off. Then another certificate comes first.
+    async fn adopt(&self, origin: &Origin) -> Result<(), RenewError> {
+        let bytes = origin.get(AUTHORITIES_PATH, "*/*", JOIN_BYTES_MAX as u64).await?.unwrap_or_default();
+        let text = String::from_utf8(bytes.into()).map_err(|_| RenewError::Authorities)?;
+        let fleets = Anchors::new(roots_of_text(&text)?).map_err(RenewError::Tls)?;
+        if !fleets.vouch_for(&self.shown.0.load(), SystemTime::now()) {
+            return Err(RenewError::CutOff);
+        }
+        let path = self.files.roots.clone();
+        let kept = tokio::task::spawn_blocking(move || keep_roots(&path, &text));
+        kept.await.map_err(|_| RenewError::Authorities)?
+    }
+
+    /// What the control plane can do for this node now.
+    async fn ask(
+        &self,
+        (origin, place): &(Origin, ControlPlaneAddress),
+        node: &NodeName,
+        fleets: Option<Authorities>,
+    ) -> Result<(), RenewError> {
+        if self.is_due(fleets) {
+            self.renew(origin, place, node).await?;
+            tracing::info!("the control plane gave another certificate");
+        }
+        let believed = self.known.borrow().map(|known| known.believed);
+        if fleets.is_some_and(|fleets| Some(fleets.believed) != believed) {
+            self.adopt(origin).await?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that there is a new identity in time, and takes it as it comes, and the authorities of the fleet as the
+    /// control plane tells of them. A bad one is told, and the old one stays.
+    pub(super) async fn look_after(
+        self,
+        control_plane: Option<(Origin, ControlPlaneAddress)>,
+        node: NodeName,
+        fleets: watch::Receiver<Option<Authorities>>,
+    ) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut next = Instant::now();
         loop {
-            tokio::time::sleep(CERTIFICATES_LOOK).await;
-            if let Some(origin) = &origin {
-                match self.renew(origin, &node).await {
-                    Ok(false) => {}
-                    Ok(true) => tracing::info!("the control plane gave another certificate"),
-                    Err(error) => tracing::warn!(error = chain(&error), "the certificate is not renewed yet"),
+            tokio::time::sleep(IDENTITY_LOOK).await;
+            let fleets = *fleets.borrow();
+            if let Some(control_plane) = control_plane.as_ref().filter(|_| Instant::now() >= next) {
+                match self.ask(control_plane, &node, fleets).await {
+                    Ok(()) => backoff.reset(),
+                    Err(error) => {
+                        next = Instant::now() + backoff.pause();
+                        tracing::warn!(error = chain(&error), "certificate and authorities stay as they are");
+                    }
                 }
             }
             let looking = self.clone();
             match tokio::task::spawn_blocking(move || looking.look()).await {
                 Ok(Ok(false)) => {}
-                Ok(Ok(true)) => tracing::info!("new identity"),
+                Ok(Ok(true)) => tracing::info!("new identity, or other authorities"),
                 Ok(Err(error)) => tracing::error!(error = chain(&error), "identity can't be used, the old one stays"),
                 Err(_) => return,
             }
         }
     }
 
-    /// Reads the files again. Returns whether there was another identity. It blocks on the disk.
-    pub(super) fn look(&self) -> Result<bool, FileError> {
+    /// Reads the files again. Returns whether there was another identity, or other authorities. It blocks on the disk.
+    pub(super) fn look(&self) -> Result<bool, LookError> {
         let identity = Identity::load(&self.files.certificate, &self.files.key)?;
+        let others = self.anchors.replace(roots_from_pem(&self.files.roots)?)?;
         let is_new = identity != **self.shown.0.load();
+        if is_new || others {
+            self.known.send_replace(known(&self.files, &identity));
+        }
         if is_new {
             self.shown.0.store(Arc::new(identity));
         }
-        Ok(is_new)
+        Ok(is_new || others)
     }
+}
+
+/// The authorities in the file, and which of them vouches for `identity`. None: no single one does, or the file can't be
+/// read.
+fn known(files: &IdentityFiles, identity: &Identity) -> Option<Authorities> {
+    let text = std::fs::read_to_string(&files.roots).ok()?;
+    let vouches = |der: &CertificateDer<'_>| {
+        let only = roots_of(std::slice::from_ref(der)).ok()?;
+        was_vouched_for(&only, identity.chain(), identity.not_after() - SECOND).ok().filter(|was| *was)
+    };
+    let mut authorities = CertificateDer::pem_slice_iter(text.as_bytes()).filter_map(Result::ok);
+    let issuing = authorities.find(|der| vouches(der).is_some())?;
+    Some(Authorities { believed: Digest::of(text.as_bytes()), issuing: Digest::of(&issuing) })
+}
+
+fn roots_of_text(text: &str) -> Result<RootCertStore, RenewError> {
+    let certificates = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+    roots_of(&certificates.map_err(|_| RenewError::Authorities)?).map_err(RenewError::Tls)
+}
+
+/// Why the files were not taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LookError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("use the authorities")]
+    Tls(#[from] TlsError),
 }
 
 /// Why a certificate was not renewed.
@@ -165,10 +269,16 @@ pub(super) enum RenewError {
     File(#[from] FileError),
     #[error("write the authorities")]
     Roots(#[source] std::io::Error),
+    #[error("the fleet's authorities can't be read")]
+    Authorities,
+    #[error("the fleet's authorities do not vouch for this node's certificate; another one comes first")]
+    CutOff,
+    #[error("use the fleet's authorities")]
+    Tls(#[source] TlsError),
 }
 
 /// Writes the authorities that the fleet has now, if they are others. While one authority follows another there are
-/// two; what the node trusts it reads at its start.
+/// two.
 fn keep_roots(path: &Path, roots: &str) -> Result<(), RenewError> {
     let is_known = std::fs::read_to_string(path).is_ok_and(|found| found == roots);
     let has_some = CertificateDer::pem_slice_iter(roots.as_bytes()).next().is_some_and(|first| first.is_ok());
@@ -211,5 +321,19 @@ mod tests {
         std::fs::write(&files.key, "broken").unwrap();
         assert!(fleet.look().is_err());
         assert_eq!(shown(), second);
+        // Another authority takes the place of the first: both are believed, and which one issued is known.
+        let next = Authority::create("next").unwrap();
+        save();
+        std::fs::write(&files.roots, format!("{}{}", authority.certificate_pem(), next.certificate_pem())).unwrap();
+        let told = fleet.believed();
+        assert!(fleet.look().unwrap());
+        let issuing = |authority: &Authority| Digest::of(&authority.certificate_der());
+        let known = (*told.borrow()).unwrap();
+        assert_eq!(known.issuing, issuing(&authority));
+        assert!(!fleet.is_due(None) && !fleet.is_due(Some(known)));
+        assert!(fleet.is_due(Some(Authorities { issuing: issuing(&next), ..known })));
+        next.issue_identity(&Role::ControlPlane, &[], &[]).unwrap().save(&files.certificate, &files.key).unwrap();
+        assert!(fleet.look().unwrap());
+        assert_eq!((*told.borrow()).unwrap().issuing, issuing(&next));
     }
 }

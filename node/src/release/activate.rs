@@ -25,7 +25,8 @@ use beside::Beside;
 
 use super::fetch::{fetch, fetch_head};
 use super::ledger::Ledger;
-use super::origin::{Backoff, Origin, chain};
+use super::neighbours::Sources;
+use super::origin::{Backoff, chain};
 use super::state::StateError;
 use super::trial::Trials;
 use super::verify::Terms;
@@ -58,7 +59,7 @@ pub struct Report {
 /// The apps of a node and what they shall become.
 pub struct Activation {
     base: Arc<Base>,
-    origin: Option<Origin>,
+    sources: Sources,
     /// What plans may name. None: anything that the policy takes.
     ledger: Option<Ledger>,
     /// By which terms what runs was verified.
@@ -115,7 +116,7 @@ impl Activation {
     /// Nothing runs yet. `domain` and `drain` are the node's.
     pub fn new(
         base: Arc<Base>,
-        (origin, ledger): (Option<Origin>, Option<Ledger>),
+        (sources, ledger): (Sources, Option<Ledger>),
         parts: Arc<Parts>,
         domain: String,
         drain: Duration,
@@ -124,7 +125,7 @@ impl Activation {
             verified_by: base.terms(),
             trials: Trials::open(base.state.clone()),
             base,
-            origin,
+            sources,
             ledger,
             parts,
             domain,
@@ -178,9 +179,9 @@ impl Activation {
                 *release = before;
             }
         }
-        let origin = self.origin.take();
+        let sources = std::mem::take(&mut self.sources);
         self.bring_up(self.good.values().cloned().collect(), Aim::Good).await;
-        self.origin = origin;
+        self.sources = sources;
         plan.map(Arc::new)
     }
 
@@ -198,7 +199,7 @@ impl Activation {
                 // A newer plan overtakes this one. Dropping `apply` is safe: each app is swapped in without a pause
                 // in between, and what is being compiled stays in the cache.
                 again = tokio::select! {
-                    again = self.apply(&plan) => again && self.origin.is_some(),
+                    again = self.apply(&plan) => again && !self.sources.is_none(),
                     changed = plans.changed() => {
                         if changed.is_err() {
                             return;
@@ -239,7 +240,7 @@ impl Activation {
         tracing::info!(releases = releases.len(), "what counts here has changed, verifying what runs");
         let mut stopped = Vec::new();
         for release in releases {
-            if let Err(error) = fetch_head(&release, self.origin.as_ref(), &self.base.state, &terms).await {
+            if let Err(error) = fetch_head(&release, &self.sources, &self.base.state, &terms).await {
                 let error = ReadyError::from(error);
                 tracing::error!(release = %release.id, cause = error.cause(), reason = chain(&error), "stopped: it counts no more");
                 stopped.push((release, error));
@@ -323,12 +324,12 @@ impl Activation {
 
     /// Brings releases up side by side; each serves as soon as it is ready.
     async fn bring_up(&mut self, releases: Vec<Release>, aim: Aim) {
-        let (base, origin, compiling) = (Arc::clone(&self.base), self.origin.clone(), Arc::clone(&self.compiling));
+        let (base, sources, compiling) = (Arc::clone(&self.base), self.sources.clone(), Arc::clone(&self.compiling));
         let releases = self.put_on_trial(releases, aim).await;
         let one = |release: Release| {
-            let (base, origin, compiling) = (Arc::clone(&base), origin.clone(), Arc::clone(&compiling));
+            let (base, sources, compiling) = (Arc::clone(&base), sources.clone(), Arc::clone(&compiling));
             async move {
-                let made = Box::pin(make(base, origin, compiling, &release)).await;
+                let made = Box::pin(make(base, sources, compiling, &release)).await;
                 (release, made)
             }
         };
@@ -547,11 +548,11 @@ fn apps_of(plan: &Plan) -> BTreeSet<AppName> {
 /// Fetches a release and makes it ready.
 async fn make(
     base: Arc<Base>,
-    origin: Option<Origin>,
+    sources: Sources,
     compiling: Arc<Semaphore>,
     release: &Release,
 ) -> Result<ActiveApp, ReadyError> {
-    let fetched = fetch(release, origin.as_ref(), &base.state, &base.terms()).await?;
+    let fetched = fetch(release, &sources, &base.state, &base.terms()).await?;
     let variables = release.variables.clone();
     let settings = Settings { release: Some(release.id.clone()), variables, ..Settings::default() };
     let permit = compiling.acquire_owned().await.expect("nobody closes the semaphore");

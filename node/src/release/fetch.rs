@@ -15,6 +15,7 @@ use selvage_config::release::Release;
 use selvage_config::signature::{BUNDLE_BYTES_MAX, PREDICATE_SIGN, SIGNATURES_MAX};
 use selvage_config::{AppName, Digest};
 
+use super::neighbours::Sources;
 use super::origin::{Origin, OriginError};
 use super::state::{State, StateError};
 use super::verify::{Judge, Terms, Trusted, VerifyError, trust};
@@ -141,17 +142,13 @@ impl FetchError {
     }
 }
 
-/// Brings a release here: what is on disk from there, the rest from `origin`.
+/// Brings a release here: what is on disk from there, the rest from `sources`.
 ///
 /// # Errors
 /// [`FetchError`]. What came whole stays on disk for the next attempt.
-pub async fn fetch(
-    release: &Release,
-    origin: Option<&Origin>,
-    state: &State,
-    terms: &Terms,
-) -> Result<Fetched, FetchError> {
-    let (head, trusted) = fetch_head(release, origin, state, terms).await?;
+pub async fn fetch(release: &Release, sources: &Sources, state: &State, terms: &Terms) -> Result<Fetched, FetchError> {
+    let (head, trusted) = fetch_head(release, sources, state, terms).await?;
+    let origin = sources.origin.as_ref();
     let registry = origin.map(|origin| Registry { origin, repository: &release.repository });
     let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
     wanted.extend(trusted.needed().map(|descriptor| (descriptor.digest, descriptor.size)));
@@ -161,7 +158,10 @@ pub async fn fetch(
             if let Some(bytes) = on_disk(state, digest).await? {
                 return Ok::<_, FetchError>((digest, bytes));
             }
-            let bytes = registry.as_ref().ok_or(FetchError::Offline(digest))?.blob(digest, size).await?;
+            let bytes = match near(sources, digest, size).await {
+                Some(bytes) => bytes,
+                None => registry.as_ref().ok_or(FetchError::Offline(digest))?.blob(digest, size).await?,
+            };
             let kept = bytes.clone();
             disk(state, move |state| state.keep_blob(&kept)).await?;
             Ok((digest, bytes))
@@ -177,22 +177,30 @@ pub async fn fetch(
 /// [`FetchError`].
 pub(crate) async fn fetch_head(
     release: &Release,
-    origin: Option<&Origin>,
+    sources: &Sources,
     state: &State,
     terms: &Terms,
 ) -> Result<(Head, Trusted), FetchError> {
     let digest = release.manifest;
-    let registry = origin.map(|origin| Registry { origin, repository: &release.repository });
+    let registry = sources.origin.as_ref().map(|origin| Registry { origin, repository: &release.repository });
     let (app, repository) = (&release.id.app, release.repository.to_string());
     let mut judge = Judge::new(terms, app, &repository, digest)?;
     let mut head =
         Head { expected: digest, repository: repository.clone(), manifest: Bytes::new(), candidates: vec![] };
     head.manifest = match on_disk(state, digest).await? {
         Some(bytes) => bytes,
-        None => registry.as_ref().ok_or(FetchError::Offline(digest))?.manifest(digest).await?,
+        None => match near(sources, digest, MANIFEST_BYTES_MAX).await {
+            Some(bytes) => bytes,
+            None => registry.as_ref().ok_or(FetchError::Offline(digest))?.manifest(digest).await?,
+        },
     };
     for candidate in disk(state, move |state| candidates_on_disk(state, digest)).await? {
         judge.offer(&candidate);
+    }
+    if !judge.is_met() {
+        for candidate in candidates_near(sources, digest).await {
+            judge.offer(&candidate);
+        }
     }
     if let (false, Some(registry)) = (judge.is_met(), &registry) {
         // What is on disk does not suffice; the registry may know a signature that came later.
@@ -231,6 +239,25 @@ fn candidates_on_disk(state: &State, manifest: Digest) -> Result<Vec<Candidate>,
     layers.into_iter().take(SIGNATURES_MAX).filter_map(candidate).collect()
 }
 
+/// What a neighbour has with this digest.
+async fn near(sources: &Sources, digest: Digest, size: u64) -> Option<Bytes> {
+    sources.neighbours.as_ref()?.blob(digest, size).await
+}
+
+/// What neighbours take for signatures of a manifest. The judge believes none of it for that.
+async fn candidates_near(sources: &Sources, manifest: Digest) -> Vec<Candidate> {
+    let Some(neighbours) = &sources.neighbours else { return Vec::new() };
+    let mut found = Vec::new();
+    for layer in neighbours.signatures(manifest).await {
+        if layer.size <= BUNDLE_BYTES_MAX as u64
+            && let Some(bytes) = neighbours.blob(layer.digest, layer.size).await
+        {
+            found.push(Candidate { layer, bytes });
+        }
+    }
+    found
+}
+
 async fn on_disk(state: &State, digest: Digest) -> Result<Option<Bytes>, FetchError> {
     disk(state, move |state| state.blob(digest)).await
 }
@@ -266,7 +293,7 @@ impl Registry<'_> {
     /// The blob with a digest, of which not more than `size` bytes are read.
     async fn blob(&self, digest: Digest, size: u64) -> Result<Bytes, FetchError> {
         let path = format!("/v2/{}/blobs/{digest}", self.repository);
-        let bytes = self.origin.get(&path, "*/*", size).await?;
+        let bytes = self.origin.get_blob(&path, size).await?;
         expect(digest, bytes.ok_or(FetchError::Absent(digest))?)
     }
 

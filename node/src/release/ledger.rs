@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use selvage_config::operator::OperatorRights;
 use selvage_config::plan::{Plan, PlanRefusal, PlanStatus};
 use selvage_config::release::Release;
 use selvage_config::root::{Root, RootError};
@@ -50,6 +51,19 @@ struct Inner {
     taken: Option<Snapshot>,
     refused: Option<PlanRefusal>,
     is_expired: bool,
+}
+
+/// What a fleet's signed plan says of an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// What it may do.
+    Listed(OperatorRights),
+    /// It is none.
+    Unlisted,
+    /// Its certificates are worth nothing any more.
+    Revoked,
+    /// There is no plan yet, or one of before there were lists of operators.
+    Unsaid,
 }
 
 /// Why the ledger does not open.
@@ -176,6 +190,20 @@ impl Ledger {
     /// Whether a plan may name this release now.
     pub fn lists(&self, release: &Release) -> bool {
         self.inner().taken.as_ref().is_some_and(|taken| taken.lists(release))
+    }
+
+    /// What the newest snapshot says of an operator, whose role has this URI.
+    pub fn standing(&self, name: &str, uri: &str) -> Standing {
+        let inner = self.inner();
+        let newest = inner.taken.as_ref();
+        let is_revoked = |revoked: &Revoked| revoked.identities.contains(uri);
+        if is_revoked(&inner.kept.revoked) || newest.is_some_and(|taken| is_revoked(&taken.revoked)) {
+            return Standing::Revoked;
+        }
+        match newest.and_then(|taken| taken.operators.as_ref()) {
+            None => Standing::Unsaid,
+            Some(operators) => operators.get(name).cloned().map_or(Standing::Unlisted, Standing::Listed),
+        }
     }
 
     /// All that was ever revoked, as far as it is remembered, and what the newest snapshot revokes.
@@ -323,7 +351,8 @@ pub(crate) mod tests {
         fn snapshot(&self, version: u64, issued_ms: u64) -> Snapshot {
             let resources = [("hello@1".parse().unwrap(), selvage_config::Digest::of(b"m"))].into();
             let (namespace, revoked) = (self.root.namespace.clone(), Revoked::default());
-            Snapshot { namespace, version, issued_ms, expires_ms: issued_ms + 1_000, resources, revoked }
+            let expires_ms = issued_ms + 1_000;
+            Snapshot { namespace, version, issued_ms, expires_ms, resources, revoked, operators: None }
         }
     }
 

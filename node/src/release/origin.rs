@@ -8,10 +8,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT, HeaderValue, LINK};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderValue, LINK, RANGE};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::ClientConfig;
 use selvage_certs::Role;
+use selvage_config::join::{AUTHORITIES_FIELD, Authorities};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -148,6 +149,14 @@ impl Origin {
     /// # Errors
     /// [`OriginError::Address`], [`OriginError::Client`].
     pub fn new(address: &str, tls: ClientConfig) -> Result<Self, OriginError> {
+        Self::of(&Role::ControlPlane, address, tls)
+    }
+
+    /// Another of the fleet at `address`, whose certificate must be of `role`.
+    ///
+    /// # Errors
+    /// [`OriginError::Address`], [`OriginError::Client`].
+    pub(crate) fn of(role: &Role, address: &str, tls: ClientConfig) -> Result<Self, OriginError> {
         let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
         let (_, port) =
             port.filter(|(host, _)| !host.is_empty()).ok_or_else(|| OriginError::Address(address.into()))?;
@@ -161,7 +170,7 @@ impl Origin {
             .connect_timeout(CONNECT)
             .build()
             .map_err(OriginError::Client)?;
-        Ok(Self { client, base: format!("https://{}:{port}", Role::ControlPlane.tls_name()).into() })
+        Ok(Self { client, base: format!("https://{}:{port}", role.tls_name()).into() })
     }
 
     /// Asks for `path`, again when the control plane fails. `None`: there is no such thing.
@@ -184,6 +193,42 @@ impl Origin {
         wait: Duration,
     ) -> Result<Option<Bytes>, OriginError> {
         Ok(self.page_once(path, accept, bytes_max, wait).await?.map(|page| page.bytes))
+    }
+
+    /// Asks for a blob of `size` bytes, again when the answer fails, and from where it broke off. `None`: there is none.
+    ///
+    /// # Errors
+    /// The last attempt's.
+    pub async fn get_blob(&self, path: &str, size: u64) -> Result<Option<Bytes>, OriginError> {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut bytes = BytesMut::new();
+        for _ in 1..ATTEMPTS {
+            match self.rest_once(path, size, &mut bytes).await {
+                Err(error) if error.may_pass() => tokio::time::sleep(backoff.pause()).await,
+                other => return Ok(other?.then(|| bytes.freeze())),
+            }
+        }
+        Ok(self.rest_once(path, size, &mut bytes).await?.then(|| bytes.freeze()))
+    }
+
+    /// Asks once for what follows `bytes`. Whether there is such a blob; then all of it is there.
+    async fn rest_once(&self, path: &str, size: u64, bytes: &mut BytesMut) -> Result<bool, OriginError> {
+        let mut request = self.client.get(format!("{}{path}", self.base)).header(ACCEPT, "*/*");
+        if !bytes.is_empty() {
+            request = request.header(RANGE, format!("bytes={}-", bytes.len()));
+        }
+        let response = answer(path, request.send(), HEAD).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => return Ok(false),
+            StatusCode::PARTIAL_CONTENT if continues(&response, bytes.len()) => {}
+            StatusCode::OK => bytes.clear(),
+            _ => {
+                bytes.clear();
+                return Err(refused(path, response).await);
+            }
+        }
+        let whole = timeout(WHOLE, body_into(path, response, size, bytes)).await;
+        whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned()))).map(|()| true)
     }
 
     /// Asks for one page of a list, again when the control plane fails. `None`: there is no such list.
@@ -222,14 +267,27 @@ impl Origin {
         Ok(Some(Page { bytes, next }))
     }
 
-    /// Puts a document.
+    /// Puts a document, with the authorities that this node knows; answered are those of the fleet, if the control plane
+    /// tells them.
     ///
     /// # Errors
     /// [`OriginError`].
-    pub async fn put(&self, path: &str, document: &impl Serialize) -> Result<(), OriginError> {
-        let sending = self.client.put(format!("{}{path}", self.base)).json(document).send();
-        let response = answer(path, sending, HEAD).await?;
-        if response.status().is_success() { Ok(()) } else { Err(refused(path, response).await) }
+    pub async fn put(
+        &self,
+        path: &str,
+        document: &impl Serialize,
+        own: Option<Authorities>,
+    ) -> Result<Option<Authorities>, OriginError> {
+        let mut request = self.client.put(format!("{}{path}", self.base)).json(document);
+        if let Some(own) = own {
+            request = request.header(AUTHORITIES_FIELD, own.to_string());
+        }
+        let response = answer(path, request.send(), HEAD).await?;
+        if !response.status().is_success() {
+            return Err(refused(path, response).await);
+        }
+        let field = response.headers().get(AUTHORITIES_FIELD);
+        Ok(field.and_then(|field| field.to_str().ok()?.parse().ok()))
     }
 
     /// Posts a document, and reads what is answered.
@@ -256,18 +314,37 @@ async fn answer(
     response.map_err(|source| OriginError::Unreachable { path: path.to_owned(), source: source.without_url() })
 }
 
+/// Whether an answer goes on after so many bytes (RFC 9110 14.4).
+fn continues(response: &reqwest::Response, after: usize) -> bool {
+    let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    let begin = range.and_then(|range| range.strip_prefix("bytes ")?.split_once('-')?.0.parse::<usize>().ok());
+    begin == Some(after)
+}
+
 /// Reads a body, which must not be larger than told nor than allowed.
-async fn body(path: &str, mut response: reqwest::Response, bytes_max: u64) -> Result<Bytes, OriginError> {
+async fn body(path: &str, response: reqwest::Response, bytes_max: u64) -> Result<Bytes, OriginError> {
+    let mut bytes = BytesMut::new();
+    body_into(path, response, bytes_max, &mut bytes).await?;
+    Ok(bytes.freeze())
+}
+
+/// The same behind what is there. What came before it broke off stays.
+async fn body_into(
+    path: &str,
+    mut response: reqwest::Response,
+    bytes_max: u64,
+    bytes: &mut BytesMut,
+) -> Result<(), OriginError> {
     let large = || OriginError::Large { path: path.to_owned(), bytes_max };
-    if response.content_length().is_some_and(|length| length > bytes_max) {
+    let room = bytes_max.saturating_sub(bytes.len() as u64);
+    if response.content_length().is_some_and(|length| length > room) {
         return Err(large());
     }
-    let mut bytes = BytesMut::new();
     loop {
         let chunk = timeout(PAUSE, response.chunk()).await.map_err(|_| OriginError::Slow(path.to_owned()))?;
         let unreachable =
             |source: reqwest::Error| OriginError::Unreachable { path: path.to_owned(), source: source.without_url() };
-        let Some(chunk) = chunk.map_err(unreachable)? else { return Ok(bytes.freeze()) };
+        let Some(chunk) = chunk.map_err(unreachable)? else { return Ok(()) };
         if (bytes.len() + chunk.len()) as u64 > bytes_max {
             return Err(large());
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use selvage_config::join::Authorities;
 use selvage_config::plan::{
     DeltaError, NODES_PATH, News, PLAN_BYTES_MAX, PLAN_PATH, POLL_MS_MAX, Plan, STATUS_MS, Status, Told, WATCHED_MS,
 };
@@ -290,15 +291,30 @@ impl Course {
 }
 
 /// Tells the control plane what this node runs, at every change and every [`STATUS_MS`], or [`WATCHED_MS`] while it
-/// looks at how something does.
-pub async fn report<T>(origin: Origin, mut changes: watch::Receiver<T>, status: impl Fn(&T) -> Status) {
+/// looks at how something does. `authorities` are those that this node knows, and those of the fleet as it is told.
+pub async fn report<T>(
+    origin: Origin,
+    mut changes: watch::Receiver<T>,
+    authorities: (watch::Receiver<Option<Authorities>>, watch::Sender<Option<Authorities>>),
+    status: impl Fn(&T) -> Status,
+) {
     let mut is_heard = true;
     loop {
         let document = status(&changes.borrow_and_update());
         let path = format!("{NODES_PATH}/{}", document.node);
         let pause = Duration::from_millis(if document.load.is_empty() { STATUS_MS } else { WATCHED_MS });
-        match origin.put(&path, &document).await {
-            Ok(()) => is_heard = true,
+        let own = *authorities.0.borrow();
+        match origin.put(&path, &document, own).await {
+            Ok(fleets) => {
+                is_heard = true;
+                authorities.1.send_if_modified(|known| {
+                    let is_new = fleets.is_some() && *known != fleets;
+                    if is_new {
+                        *known = fleets;
+                    }
+                    is_new
+                });
+            }
             Err(error) => {
                 if is_heard {
                     tracing::warn!(error = chain(&error), "status is not told");

@@ -2,14 +2,16 @@
 //!
 //! Every file is written under another name, synced and renamed: a reader sees the old one or the new one. Blobs are
 //! hashed again whenever they are read, and a release is verified again from here at every start: the disk is trusted
-//! with keeping, not with truth. Files are for their owner only, because a plan holds values of secret variables.
+//! with keeping, not with truth. Files are for their owner only; those that hold values of variables, some of them secret,
+//! are sealed by a key that may lie elsewhere.
 //!
 //! ```text
-//! plan.json               the last plan
+//! plan.json               the last plan, sealed
 //! ledger.json             the highest version of plans that was ever taken, and what was ever revoked
-//! trials.json             the releases that have not behaved for long enough yet
+//! trials.json             the releases that have not behaved for long enough yet, sealed
 //! roots/<version>.json    the roots that followed the configured one
-//! serving.json            the last good release of each app
+//! serving.json            the last good release of each app, sealed
+//! sealing.key             what they are sealed by, unless the configuration names another file
 //! blobs/sha256/<hex>      manifests, app documents, components, files, signatures
 //! signatures/<hex>.json   which blobs may be signatures of the manifest <hex>
 //! files/<hex>/<component> what guests of the manifest <hex> see as their files
@@ -20,9 +22,11 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ring::rand::{SecureRandom as _, SystemRandom};
+use selvage_certs::Seal;
 use selvage_config::oci::{self, Descriptor, Manifest};
 use selvage_config::plan::{PLAN_BYTES_MAX, Plan};
 use selvage_config::release::Release;
@@ -41,10 +45,16 @@ const PARTIAL_PREFIX: &str = ".partial-";
 /// Random bytes in such a name.
 const PARTIAL_NAME_BYTES: usize = 8;
 
+/// The sealing key, where the configuration names no other file.
+const SEALING_KEY: &str = "sealing.key";
+
 /// A node's directory. Every call blocks.
+///
+/// What holds values of variables lies there sealed: plans, and releases with what was said of them.
 #[derive(Debug, Clone)]
 pub struct State {
     dir: PathBuf,
+    seal: Arc<Seal>,
 }
 
 /// A file or directory that can't be used.
@@ -67,8 +77,17 @@ impl State {
     /// # Errors
     /// [`StateError`].
     pub fn open(dir: &Path) -> Result<Self, StateError> {
-        let state = Self { dir: dir.to_owned() };
+        Self::open_with(dir, &dir.join(SEALING_KEY))
+    }
+
+    /// The same with a sealing key that lies elsewhere; it is made where there is none.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn open_with(dir: &Path, sealing_key: &Path) -> Result<Self, StateError> {
         make_dir(dir)?;
+        let seal = Seal::open(sealing_key).map_err(failed("use the sealing key", sealing_key))?;
+        let state = Self { dir: dir.to_owned(), seal: Arc::new(seal) };
         for dir in [state.blobs(), state.dir.join("signatures"), state.dir.join("files"), state.dir.join("roots")] {
             make_dir(&dir)?;
         }
@@ -86,6 +105,29 @@ impl State {
 
     fn signatures_of(&self, manifest: Digest) -> PathBuf {
         self.dir.join("signatures").join(format!("{}.json", manifest.hex()))
+    }
+
+    /// A document that lies sealed. One of before there was a seal is taken as it is, and sealed when it is kept again.
+    fn sealed<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
+        let path = self.dir.join(name);
+        let Some(bytes) = read(&path, DOCUMENT_BYTES_MAX)? else { return Ok(None) };
+        let foreign = || failed("open", &path)(io::Error::other("it was sealed with another key, or for another file"));
+        let bytes = self.seal.open_record(name.as_bytes(), &bytes).ok_or_else(foreign)?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| failed("read", &path)(error.into()))
+    }
+
+    fn keep_sealed<T: Serialize + ?Sized>(&self, name: &str, document: &T) -> Result<(), StateError> {
+        let path = self.dir.join(name);
+        let bytes = serde_json::to_vec(document).map_err(|error| failed("write", &path)(error.into()))?;
+        // A restart says again what stands there already; to write it down costs milliseconds for each of thousands.
+        let is_same = |found: Vec<u8>| {
+            !found.starts_with(b"{")
+                && self.seal.open_record(name.as_bytes(), &found).is_some_and(|found| found == bytes)
+        };
+        if fs::read(&path).is_ok_and(is_same) {
+            return Ok(());
+        }
+        write(&path, &self.seal.seal(name.as_bytes(), bytes).map_err(failed("seal", &path))?)
     }
 
     /// A blob, if it is here and whole. A damaged one counts as absent, so that it is fetched anew.
@@ -117,7 +159,7 @@ impl State {
     /// # Errors
     /// The disk's, or a file that is no plan.
     pub fn plan(&self) -> Result<Option<Plan>, StateError> {
-        document(&self.dir.join("plan.json"))
+        self.sealed("plan.json")
     }
 
     /// Keeps a plan.
@@ -125,7 +167,7 @@ impl State {
     /// # Errors
     /// The disk's.
     pub fn keep_plan(&self, plan: &Plan) -> Result<(), StateError> {
-        keep_document(&self.dir.join("plan.json"), plan)
+        self.keep_sealed("plan.json", plan)
     }
 
     /// What was taken and revoked.
@@ -149,7 +191,7 @@ impl State {
     /// # Errors
     /// The disk's, or a file that is no such list.
     pub fn trials(&self) -> Result<BTreeMap<Digest, Trial>, StateError> {
-        Ok(document(&self.dir.join("trials.json"))?.unwrap_or_default())
+        Ok(self.sealed("trials.json")?.unwrap_or_default())
     }
 
     /// Keeps the releases on trial.
@@ -157,7 +199,7 @@ impl State {
     /// # Errors
     /// The disk's.
     pub fn keep_trials(&self, trials: &BTreeMap<Digest, Trial>) -> Result<(), StateError> {
-        keep_document(&self.dir.join("trials.json"), trials)
+        self.keep_sealed("trials.json", trials)
     }
 
     /// A root that followed the configured one.
@@ -181,7 +223,7 @@ impl State {
     /// # Errors
     /// The disk's, or a file that is none.
     pub fn serving(&self) -> Result<BTreeMap<AppName, Release>, StateError> {
-        Ok(document(&self.dir.join("serving.json"))?.unwrap_or_default())
+        Ok(self.sealed("serving.json")?.unwrap_or_default())
     }
 
     /// Keeps the last good release of each app.
@@ -189,7 +231,7 @@ impl State {
     /// # Errors
     /// The disk's.
     pub fn keep_serving(&self, serving: &BTreeMap<AppName, Release>) -> Result<(), StateError> {
-        keep_document(&self.dir.join("serving.json"), serving)
+        self.keep_sealed("serving.json", serving)
     }
 
     /// Which blobs may be signatures of a manifest.
@@ -352,6 +394,38 @@ mod tests {
         assert_eq!(State::open(dir.path()).unwrap().plan().unwrap(), Some(plan()));
         let mode = fs::metadata(dir.path().join("plan.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn no_value_of_a_variable_lies_on_the_disk_as_it_is() {
+        let (dir, state) = state();
+        let release = plan().releases.remove(0);
+        state.keep_plan(&plan()).unwrap();
+        state.keep_serving(&[("hello".parse().unwrap(), release.clone())].into()).unwrap();
+        for name in ["plan.json", "serving.json"] {
+            let bytes = fs::read(dir.path().join(name)).unwrap();
+            assert!(!bytes.windows(6).any(|window| window == b"s3cret"), "{name}");
+        }
+        let kept = fs::read(dir.path().join("plan.json")).unwrap();
+        state.keep_plan(&plan()).unwrap();
+        assert_eq!(fs::read(dir.path().join("plan.json")).unwrap(), kept, "what stands there is not written again");
+        // It can't be put in another's place, and opens with no other key.
+        fs::copy(dir.path().join("serving.json"), dir.path().join("plan.json")).unwrap();
+        assert!(state.plan().is_err());
+        let other = dir.path().join("other.key");
+        assert!(State::open_with(dir.path(), &other).unwrap().serving().is_err());
+        assert_eq!(State::open(dir.path()).unwrap().serving().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_plan_of_before_there_was_a_seal_is_read_and_sealed_when_it_is_kept() {
+        let (dir, state) = state();
+        let path = dir.path().join("plan.json");
+        fs::write(&path, serde_json::to_vec(&plan()).unwrap()).unwrap();
+        assert_eq!(state.plan().unwrap(), Some(plan()));
+        state.keep_plan(&plan()).unwrap();
+        assert!(!fs::read(&path).unwrap().windows(6).any(|window| window == b"s3cret"));
+        assert_eq!(state.plan().unwrap(), Some(plan()));
     }
 
     #[test]

@@ -219,7 +219,8 @@ mod tests {
         trials.keep().await;
         std::mem::forget(trials);
         let path = dir.path().join("trials.json");
-        let text = std::fs::read_to_string(&path).unwrap().replace(env!("CARGO_PKG_VERSION"), "0.0.0-other");
+        let kept = State::open(dir.path()).unwrap().trials().unwrap();
+        let text = serde_json::to_string(&kept).unwrap().replace(env!("CARGO_PKG_VERSION"), "0.0.0-other");
         std::fs::write(&path, text).unwrap();
         assert!(!open(&dir).has(release(3).manifest));
     }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use selvage_config::app::{App, AppError, Component};
+use selvage_config::digest::DigestError;
 use selvage_config::oci::{self, Descriptor, Manifest};
 use selvage_config::snapshot::Revoked;
 use selvage_config::{AppName, ComponentName, Digest};
@@ -151,6 +152,14 @@ pub enum VerifyError {
     /// The manifest is not of the schema.
     #[error("read manifest")]
     Manifest(#[source] serde_json::Error),
+    /// It names something by a digest that can't be computed here.
+    #[error("read manifest: {field}")]
+    Algorithm {
+        /// Where it stands.
+        field: String,
+        /// Which algorithm.
+        source: DigestError,
+    },
     /// The manifest is none that a node runs.
     #[error("manifest {0}")]
     Form(&'static str),
@@ -208,6 +217,7 @@ impl VerifyError {
             Self::Digest { .. } | Self::Size { .. } => "digest",
             Self::Missing(_) => "fetch",
             Self::Manifest(_)
+            | Self::Algorithm { .. }
             | Self::Form(_)
             | Self::App(_)
             | Self::Name { .. }
@@ -278,7 +288,11 @@ impl Trusted {
         if bytes.len() > oci::MANIFEST_BYTES_MAX {
             return Err(VerifyError::Form("is too large"));
         }
-        let manifest: Manifest = serde_json::from_slice(bytes).map_err(VerifyError::Manifest)?;
+        let manifest: Manifest =
+            serde_json::from_slice(bytes).map_err(|error| match oci::unsupported_digest(bytes) {
+                Some((field, source)) => VerifyError::Algorithm { field, source },
+                None => VerifyError::Manifest(error),
+            })?;
         let is_image = manifest.media_type.as_deref().is_none_or(|media_type| media_type == oci::MANIFEST);
         if manifest.schema_version != 2 || !is_image {
             return Err(VerifyError::Form("is no image manifest"));

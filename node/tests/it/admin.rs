@@ -1,5 +1,7 @@
 //! The operators' listener.
 
+mod operators;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +10,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use selvage_certs::{Authority, ClientAuth, Identity, Role, mutual_client, mutual_server, roots_of};
 use selvage_config::plan::Status;
-use selvage_node::admin::{Admin, AdminError, AdminParts};
+use selvage_node::admin::{Access, Admin, AdminError, AdminParts};
 use selvage_node::metrics::Metrics;
 use selvage_node::serve::Parts;
 use selvage_sync::{Kv, Options};
@@ -19,7 +19,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 fn status() -> Status {
     Status {
@@ -43,7 +42,8 @@ async fn parts() -> (TempDir, AdminParts) {
     let options = Options::alone(node.clone(), region.clone(), directory.path().into(), Default::default());
     let kv = Kv::open(options, Arc::new(|_| None)).await.unwrap();
     let parts = Arc::new(Parts::new(node, region, 10, Metrics::new()));
-    (directory, AdminParts { parts, kv: Some(kv), status: Arc::new(status) })
+    let access = Access::new(None, Default::default());
+    (directory, AdminParts { parts, kv: Some(kv), status: Arc::new(status), access, shelf: None })
 }
 
 fn any() -> SocketAddr {
@@ -204,25 +204,5 @@ async fn without_tls_only_this_machine_and_no_web_page_is_let_in() {
         }
         let stream = TcpStream::connect(admin.address()).await.unwrap();
         assert_eq!(over(stream, request.body(Full::default()).unwrap()).await.status(), want, "{fields:?}");
-    }
-}
-
-#[tokio::test]
-async fn with_tls_only_operators_and_the_control_plane_are_let_in() {
-    let authority = Authority::create("test").unwrap();
-    let roots = roots_of(&[authority.certificate_der()]).unwrap();
-    let node = Role::Node { region: "fra".parse().unwrap(), node: "fra-1".parse().unwrap() };
-    let issue = |role: &Role| -> Identity { authority.issue_identity(role, &[], &[]).unwrap() };
-    let tls = mutual_server(&issue(&node), &roots, ClientAuth::Required).unwrap();
-    let (_directory, parts) = parts().await;
-    let admin = Admin::bind(any(), Some(tls), parts).await.unwrap();
-    for (role, want) in
-        [(Role::ControlPlane, 200), (Role::Operator { name: "ada".parse().unwrap() }, 200), (node.clone(), 403)]
-    {
-        let connector = TlsConnector::from(mutual_client(&issue(&role), &roots).unwrap());
-        let tcp = TcpStream::connect(admin.address()).await.unwrap();
-        let stream = connector.connect(ServerName::try_from(node.tls_name()).unwrap(), tcp).await.unwrap();
-        let request = http::Request::get("/status").header("host", node.tls_name()).body(Full::default()).unwrap();
-        assert_eq!(over(stream, request).await.status(), want, "{role}");
     }
 }

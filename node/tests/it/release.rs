@@ -2,7 +2,8 @@
 
 mod control_plane;
 mod freshness;
-mod signed;
+mod neighbours;
+pub(crate) mod signed;
 
 use std::net::SocketAddr;
 use std::path::Path;

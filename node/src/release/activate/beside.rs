@@ -77,8 +77,9 @@ impl Activation {
                 self.refuse_beside(release, plan.generation, &error);
                 continue;
             }
-            let (base, origin, compiling) = (Arc::clone(&self.base), self.origin.clone(), Arc::clone(&self.compiling));
-            match Box::pin(make(base, origin, compiling, &candidate.release)).await {
+            let (base, sources, compiling) =
+                (Arc::clone(&self.base), self.sources.clone(), Arc::clone(&self.compiling));
+            match Box::pin(make(base, sources, compiling, &candidate.release)).await {
                 Ok(active) => {
                     tracing::info!(%app, release = %candidate.release.id, percent = candidate.percent, "serving beside");
                     self.refused_beside.remove(&app);
@@ -103,7 +104,7 @@ impl Activation {
     pub(super) async fn stop_beside_what_counts_no_more(&mut self, terms: &Terms) {
         let releases: Vec<Release> = self.beside.values().map(|beside| beside.release().clone()).collect();
         for release in releases {
-            let verified = fetch_head(&release, self.origin.as_ref(), &self.base.state, terms).await;
+            let verified = fetch_head(&release, &self.sources, &self.base.state, terms).await;
             let Err(error) = verified else { continue };
             let Some(gone) = self.beside.remove(&release.id.app) else { continue };
             let generation = self.report.borrow().generation;

@@ -30,7 +30,7 @@ impl Member {
         let resolver = Arc::new(Resolver::new(Certificates::default()));
         let parts = Parts::new(name.parse().unwrap(), "fra".parse().unwrap(), 100, Metrics::new());
         let parts = Arc::new(parts.with_challenges(resolver.challenges().clone()));
-        let place = Place::new(kv, secret.sealing(), name.parse().unwrap());
+        let place = Place::new(kv, secret.place_seal(), name.parse().unwrap());
         let acme = Acme::open(settings, &dir.join("state"), Arc::clone(&resolver), TlsProvider::default()).unwrap();
         let tls = FrontTls {
             resolver,

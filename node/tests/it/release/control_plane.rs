@@ -53,7 +53,7 @@ impl Signer {
         format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n")
     }
 
-    fn bundle(&self, digest: Digest) -> Bytes {
+    pub(crate) fn bundle(&self, digest: Digest) -> Bytes {
         let payload = serde_json::to_vec(&Statement::signature_of(digest)).unwrap();
         let covered = pre_authentication_encoding(PAYLOAD_TYPE, &payload);
         let sig = self.0.sign(&SystemRandom::new(), &covered).unwrap().as_ref().to_vec();
@@ -152,6 +152,11 @@ impl ControlPlane {
         } else {
             shelf.referrers.entry(digest).or_default().push(referrer);
         }
+    }
+
+    /// Nothing refers to anything any more.
+    pub(crate) fn forget_signatures(&self) {
+        self.shelf.lock().unwrap().referrers.clear();
     }
 
     /// Changes one byte of a blob or manifest, under its old name.

@@ -5,6 +5,7 @@ use selvage_config::root::Root;
 use selvage_config::snapshot::{Revoked, Snapshot};
 use selvage_config::{Digest, PrivateKey};
 use selvage_node::Node;
+use selvage_node::release::state::State;
 
 use super::{Fleet, Signer, app, get, node, saying, says, serving};
 
@@ -209,7 +210,8 @@ async fn a_release_that_brings_the_node_down_is_quarantined_and_the_one_before_s
     fleet.settled(6).await;
     assert!(says(&first, "hello.localhost", "crash").await);
     let path = fleet.dir.path().join("state/trials.json");
-    let mut during: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let kept = State::open(&fleet.dir.path().join("state")).unwrap().trials().unwrap();
+    let mut during = serde_json::to_value(&kept).unwrap();
     first.drain().await;
     // What three deaths of the process would have left.
     let mut trial = during[bad.to_string()].take();

@@ -11,46 +11,47 @@ use selvage_config::{Digest, PrivateKey};
 use selvage_node::release::plan::now_ms;
 
 /// A fleet's keys and its root.
-pub(super) struct Signed {
+pub(crate) struct Signed {
     offline: [PrivateKey; 2],
-    pub(super) key: PrivateKey,
-    pub(super) root: Root,
+    pub(crate) key: PrivateKey,
+    pub(crate) root: Root,
 }
 
 impl Signed {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let make = || PrivateKey::generate().unwrap();
         let (offline, key) = ([make(), make()], make());
         let root = Root::initial("test".into(), offline.iter().map(PrivateKey::public).collect(), vec![key.public()]);
         Self { offline, key, root }
     }
 
-    pub(super) fn write_root(&self, dir: &Path) {
+    pub(crate) fn write_root(&self, dir: &Path) {
         std::fs::write(dir.join("root-1.json"), serde_json::to_vec(&self.sign_root(&self.root)).unwrap()).unwrap();
     }
 
-    pub(super) fn sign_root(&self, root: &Root) -> Envelope {
+    pub(crate) fn sign_root(&self, root: &Root) -> Envelope {
         let mut envelope = root.envelope().unwrap();
         self.offline.iter().for_each(|key| envelope.sign(key).unwrap());
         envelope
     }
 
     /// A snapshot that holds for an hour.
-    pub(super) fn snapshot(&self, version: u64, releases: &[(&str, Digest)]) -> Snapshot {
+    pub(crate) fn snapshot(&self, version: u64, releases: &[(&str, Digest)]) -> Snapshot {
         let resources = releases.iter().map(|(id, manifest)| (id.parse().unwrap(), *manifest)).collect();
         let (now, revoked) = (now_ms(), Revoked::default());
         let namespace = self.root.namespace.clone();
-        Snapshot { namespace, version, issued_ms: now, expires_ms: now + 3_600_000, resources, revoked }
+        let (issued_ms, expires_ms) = (now, now + 3_600_000);
+        Snapshot { namespace, version, issued_ms, expires_ms, resources, revoked, operators: None }
     }
 
-    pub(super) fn envelope(&self, snapshot: &Snapshot) -> Envelope {
+    pub(crate) fn envelope(&self, snapshot: &Snapshot) -> Envelope {
         let mut envelope = snapshot.envelope();
         envelope.sign(&self.key).unwrap();
         envelope
     }
 
     /// The plan for all that a snapshot lists.
-    pub(super) fn plan(&self, snapshot: &Snapshot) -> Plan {
+    pub(crate) fn plan(&self, snapshot: &Snapshot) -> Plan {
         let release = |(id, manifest): (&selvage_config::release::ReleaseId, &Digest)| Release {
             id: id.clone(),
             repository: "acme/app".parse().unwrap(),

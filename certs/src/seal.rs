@@ -17,7 +17,7 @@ const ID_CHARS: usize = 16;
 const SEALED: u8 = 1;
 
 /// Seals records and opens them.
-pub(crate) struct Seal {
+pub struct Seal {
     key: LessSafeKey,
     id: String,
 }
@@ -30,24 +30,36 @@ impl std::fmt::Debug for Seal {
 
 impl Seal {
     /// Reads the key, or makes one where there is none.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The disk's, or a file that is no key.
+    pub fn open(path: &Path) -> io::Result<Self> {
         let key = match fs::read_to_string(path) {
             Ok(text) => decode(text.trim()).ok_or_else(|| io::Error::other("not 64 hexadecimal digits"))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
             Err(error) => return Err(error),
         };
-        let id = id_of(&key);
-        let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| io::Error::other("no key"))?;
-        Ok(Self { key: LessSafeKey::new(key), id })
+        Ok(Self::of(&key))
+    }
+
+    /// Seals with a key that comes from elsewhere.
+    pub(crate) fn of(key: &[u8; KEY_BYTES]) -> Self {
+        let id = id_of(key);
+        let key = UnboundKey::new(&AES_256_GCM, key).expect("the key is as long as the algorithm's");
+        Self { key: LessSafeKey::new(key), id }
     }
 
     /// Which key it is, for people who have several.
-    pub(crate) fn id(&self) -> &str {
+    pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Seals a record for its place: it can't be put into another's.
-    pub(crate) fn seal(&self, place: &[u8], record: Vec<u8>) -> io::Result<Vec<u8>> {
+    /// Seals a record for its place: it can't be put into another's. The nonce is random, which is safe for four thousand
+    /// million records of one key (NIST SP 800-38D 8.3).
+    ///
+    /// # Errors
+    /// The system gave no random bytes.
+    pub fn seal(&self, place: &[u8], record: Vec<u8>) -> io::Result<Vec<u8>> {
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new().fill(&mut nonce).map_err(|_| io::Error::other("no random bytes"))?;
         let mut sealed = record;
@@ -58,11 +70,13 @@ impl Seal {
     }
 
     /// Opens a record. Those of before there was a seal are taken as they are. None if it was not sealed here.
-    pub(crate) fn open_record(&self, place: &[u8], bytes: &[u8]) -> Option<Vec<u8>> {
-        if bytes.first() != Some(&SEALED) {
-            return Some(bytes.to_vec());
-        }
-        let (nonce, sealed) = bytes[1..].split_at_checked(NONCE_LEN)?;
+    pub fn open_record(&self, place: &[u8], bytes: &[u8]) -> Option<Vec<u8>> {
+        if bytes.first() == Some(&SEALED) { self.open_sealed(place, bytes) } else { Some(bytes.to_vec()) }
+    }
+
+    /// Opens a record, if it was sealed with this key, for this place.
+    pub(crate) fn open_sealed(&self, place: &[u8], bytes: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, sealed) = bytes.strip_prefix(&[SEALED])?.split_at_checked(NONCE_LEN)?;
         let mut sealed = sealed.to_vec();
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let record = self.key.open_in_place(nonce, Aad::from(place), &mut sealed).ok()?;

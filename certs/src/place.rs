@@ -3,69 +3,51 @@
 //! Whoever knows the secret can open it, nobody else can read, change or make one. Each message says what it is about, and
 //! opens only for that: one put in the place of another is none.
 
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::rand::{SecureRandom, SystemRandom};
-
+use crate::seal::Seal;
 use crate::secret::{FrontSecret, RandomError};
 
 /// Bytes of the name of a place, in hexadecimal digits twice as many.
 const PLACE_BYTES: usize = 8;
-/// Bytes of the key.
-const KEY_BYTES: usize = 32;
-
 /// Seals and opens what the nodes of one place tell each other.
-pub struct Sealing {
-    key: LessSafeKey,
+pub struct PlaceSeal {
+    seal: Seal,
     place: String,
 }
 
 impl FrontSecret {
     /// The key for what nodes of the place tell each other.
-    pub fn sealing(&self) -> Sealing {
-        let key = UnboundKey::new(&AES_256_GCM, &self.key::<KEY_BYTES>(&[b"place sealing"]));
+    pub fn place_seal(&self) -> PlaceSeal {
         let place = self.key::<PLACE_BYTES>(&[b"place name"]);
-        Sealing {
-            key: LessSafeKey::new(key.expect("the key is as long as the algorithm's")),
+        PlaceSeal {
+            seal: Seal::of(&self.key(&[b"place sealing"])),
             place: place.iter().map(|byte| format!("{byte:02x}")).collect(),
         }
     }
 }
 
-impl Sealing {
+impl PlaceSeal {
     /// What nodes with this secret, and no others, call their place. It tells nothing of the secret.
     pub fn place(&self) -> &str {
         &self.place
     }
 
-    /// Seals a message about something. The nonce is random, which is safe for four thousand million messages (NIST SP
-    /// 800-38D 8.3): a place has a few for each certificate.
+    /// Seals a message about something.
     ///
     /// # Errors
     /// [`RandomError`].
     pub fn seal(&self, about: &str, message: &[u8]) -> Result<Vec<u8>, RandomError> {
-        let mut nonce = [0; NONCE_LEN];
-        SystemRandom::new().fill(&mut nonce).map_err(|_| RandomError)?;
-        let mut sealed = message.to_vec();
-        let about = Aad::from(about.as_bytes());
-        let done = self.key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), about, &mut sealed);
-        done.map_err(|_| RandomError)?;
-        Ok([&nonce[..], &sealed].concat())
+        self.seal.seal(about.as_bytes(), message.to_vec()).map_err(|_| RandomError)
     }
 
     /// The message, if it was sealed by a node of the place and is about this.
     pub fn open(&self, about: &str, sealed: &[u8]) -> Option<Vec<u8>> {
-        let (nonce, rest) = sealed.split_first_chunk::<NONCE_LEN>()?;
-        let mut message = rest.to_vec();
-        let about = Aad::from(about.as_bytes());
-        let length = self.key.open_in_place(Nonce::assume_unique_for_key(*nonce), about, &mut message).ok()?.len();
-        message.truncate(length);
-        Some(message)
+        self.seal.open_sealed(about.as_bytes(), sealed)
     }
 }
 
-impl std::fmt::Debug for Sealing {
+impl std::fmt::Debug for PlaceSeal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sealing").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("PlaceSeal").field("place", &self.place).finish_non_exhaustive()
     }
 }
 
@@ -81,7 +63,7 @@ mod tests {
 
     #[test]
     fn what_one_node_seals_another_with_its_secret_opens() {
-        let (one, other) = (secret(b'a').sealing(), secret(b'a').sealing());
+        let (one, other) = (secret(b'a').place_seal(), secret(b'a').place_seal());
         let sealed = one.seal("a.test", b"key").unwrap();
         assert_eq!(other.open("a.test", &sealed).as_deref(), Some(&b"key"[..]));
         assert_eq!((one.place(), one.place().len()), (other.place(), PLACE_BYTES * 2));
@@ -91,7 +73,7 @@ mod tests {
 
     #[test]
     fn what_is_changed_of_another_place_or_about_something_else_does_not_open() {
-        let (one, stranger) = (secret(b'a').sealing(), secret(b'b').sealing());
+        let (one, stranger) = (secret(b'a').place_seal(), secret(b'b').place_seal());
         let sealed = one.seal("a.test", b"key").unwrap();
         assert_ne!(one.place(), stranger.place());
         assert_eq!(stranger.open("a.test", &sealed), None);

@@ -1,0 +1,168 @@
+//! The node's neighbours: peers of its region, from whose disks a release is had when the control plane is far or gone.
+//!
+//! They are asked first, over the same mTLS identity as all of the fleet, and believed in nothing: what comes is verified
+//! as if a stranger had sent it. One that lies, stalls or sends too much costs a bounded time, once in a while; then the
+//! next source is asked.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustls::ClientConfig;
+use selvage_certs::Role;
+use selvage_config::oci::Descriptor;
+use selvage_config::plan::{Peer, Plan};
+use selvage_config::signature::SIGNATURES_MAX;
+use selvage_config::{Digest, NodeName, Region};
+use tokio::sync::watch;
+
+use super::origin::{Origin, OriginError, chain};
+
+/// A node's path of the blobs on its disk, for its peers: `GET {BLOBS_PATH}{digest}`, with `range: bytes=N-` from there on.
+pub const BLOBS_PATH: &str = "/blobs/";
+/// A node's path of what may be signatures of a manifest, for its peers: `GET {SIGNATURES_PATH}{digest}`, a list of
+/// descriptors of blobs.
+pub const SIGNATURES_PATH: &str = "/signatures/";
+/// Neighbours that are asked for one thing.
+const ASKED_MAX: usize = 2;
+/// Time for an answer without its bytes.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Who sends slower than this is no near source, bytes a second.
+const RATE_MIN: u64 = 1024 * 1024;
+/// How long a neighbour is left alone that was slow, gone or told lies.
+const LEFT_ALONE: Duration = Duration::from_secs(60);
+/// Clients that are kept: one for each neighbour that was asked.
+const CLIENTS_MAX: usize = 64;
+/// Bytes of a list of signatures.
+const LIST_BYTES_MAX: u64 = 256 * 1024;
+
+/// The peers of the node's region, as the newest plan names them. Clones share what is known of them.
+#[derive(Clone)]
+pub struct Neighbours {
+    tls: Arc<ClientConfig>,
+    region: Region,
+    plans: watch::Receiver<Option<Arc<Plan>>>,
+    known: Arc<Mutex<BTreeMap<NodeName, Known>>>,
+}
+
+/// What is known of a neighbour.
+#[derive(Debug)]
+struct Known {
+    peer: Peer,
+    origin: Origin,
+    left_alone_until: Option<Instant>,
+}
+
+impl Neighbours {
+    /// The peers in `region` of the plans that come. `tls` shows who the node is and trusts the fleet's authorities.
+    pub fn new(tls: Arc<ClientConfig>, region: Region, plans: watch::Receiver<Option<Arc<Plan>>>) -> Self {
+        Self { tls, region, plans, known: Arc::default() }
+    }
+
+    /// The bytes with a digest, if a neighbour has them, of which not more than `size` are read.
+    pub(crate) async fn blob(&self, digest: Digest, size: u64) -> Option<Bytes> {
+        let longest = PATIENCE + Duration::from_secs(size / RATE_MIN);
+        for (peer, origin) in self.near() {
+            let path = format!("{BLOBS_PATH}{digest}");
+            let asked = tokio::time::timeout(longest, origin.get_blob(&path, size)).await;
+            match asked {
+                Ok(Ok(Some(bytes))) if Digest::of(&bytes) == digest => return Some(bytes),
+                Ok(Ok(Some(bytes))) => {
+                    self.leave_alone(&peer, &format!("it sent {} bytes of {}", bytes.len(), Digest::of(&bytes)))
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => self.leave_alone(&peer, &chain(&error)),
+                Err(_) => self.leave_alone(&peer, "it is too slow"),
+            }
+        }
+        None
+    }
+
+    /// What may be signatures of a manifest, if a neighbour knows any. Nothing of it is believed.
+    pub(crate) async fn signatures(&self, manifest: Digest) -> Vec<Descriptor> {
+        for (peer, origin) in self.near() {
+            let path = format!("{SIGNATURES_PATH}{manifest}");
+            let asked = origin.get_once(&path, "application/json", LIST_BYTES_MAX, Duration::ZERO);
+            let list = match tokio::time::timeout(PATIENCE, asked).await {
+                Ok(Ok(None)) => continue,
+                Ok(Ok(Some(bytes))) => serde_json::from_slice::<Vec<Descriptor>>(&bytes).map_err(|error| chain(&error)),
+                Ok(Err(error)) => Err(chain(&error)),
+                Err(_) => Err("it is too slow".to_owned()),
+            };
+            match list {
+                Ok(list) if list.is_empty() => {}
+                Ok(list) => return list.into_iter().take(SIGNATURES_MAX).collect(),
+                Err(error) => self.leave_alone(&peer, &error),
+            }
+        }
+        Vec::new()
+    }
+
+    /// Neighbours to ask, those that last answered well first in the order of the plan.
+    fn near(&self) -> Vec<(NodeName, Origin)> {
+        let Some(plan) = self.plans.borrow().clone() else { return Vec::new() };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_planned =
+            |node: &NodeName, known: &Known| plan.peers.iter().any(|peer| peer.node == *node && *peer == known.peer);
+        known.retain(|node, known| is_planned(node, known));
+        let peers = plan.peers.iter().filter(|peer| peer.region == self.region && peer.admin.is_some());
+        let mut near = Vec::new();
+        for peer in peers {
+            if near.len() == ASKED_MAX {
+                break;
+            }
+            if !known.contains_key(&peer.node) {
+                if known.len() >= CLIENTS_MAX {
+                    continue;
+                }
+                match self.origin(peer) {
+                    Ok(origin) => {
+                        let peer = peer.clone();
+                        known.insert(peer.node.clone(), Known { peer, origin, left_alone_until: None });
+                    }
+                    Err(error) => {
+                        tracing::warn!(neighbour = %peer.node, error = chain(&error), "no client for a neighbour");
+                        continue;
+                    }
+                }
+            }
+            let neighbour = &known[&peer.node];
+            if neighbour.left_alone_until.is_none_or(|until| until <= Instant::now()) {
+                near.push((peer.node.clone(), neighbour.origin.clone()));
+            }
+        }
+        near
+    }
+
+    fn origin(&self, peer: &Peer) -> Result<Origin, OriginError> {
+        let role = Role::Node { region: peer.region.clone(), node: peer.node.clone() };
+        let address = peer.admin.map(|address| address.to_string()).unwrap_or_default();
+        Origin::of(&role, &address, (*self.tls).clone())
+    }
+
+    fn leave_alone(&self, node: &NodeName, why: &str) {
+        tracing::warn!(neighbour = %node, why, "a neighbour is of no help, left alone for a while");
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(node) {
+            known.left_alone_until = Some(Instant::now() + LEFT_ALONE);
+        }
+    }
+}
+
+/// Where a release's bytes come from besides this disk. Neighbours are asked first: they are near, and a whole region that
+/// takes a release crosses the way to the control plane once for each blob and not once for each node.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The control plane.
+    pub origin: Option<Origin>,
+    /// Peers of the region.
+    pub neighbours: Option<Neighbours>,
+}
+
+impl Sources {
+    /// Whether there is nobody to ask.
+    pub fn is_none(&self) -> bool {
+        self.origin.is_none() && self.neighbours.is_none()
+    }
+}
