@@ -50,6 +50,8 @@ pub(super) struct Stream<S> {
     activity: Activity,
     /// For writing.
     patience: Patience,
+    /// Has the system forget what a client that is given up did not take, in place of waiting for it on our behalf.
+    shed: fn(&S),
     linger: Linger,
 }
 
@@ -70,9 +72,15 @@ struct Linger {
 }
 
 impl<S> Stream<S> {
-    pub(super) fn new(inner: S, ahead: Bytes, judge: Judge, activity: Activity, patience: Patience) -> Self {
+    pub(super) fn new(
+        (inner, shed): (S, fn(&S)),
+        ahead: Bytes,
+        judge: Judge,
+        activity: Activity,
+        patience: Patience,
+    ) -> Self {
         let (held, ready, linger) = (BytesMut::new(), BytesMut::new(), Linger::default());
-        Self { inner, ahead, held, ready, judge, end: None, activity, patience, linger }
+        Self { inner, ahead, held, ready, judge, end: None, activity, patience, shed, linger }
     }
 
     fn patient<T>(
@@ -86,7 +94,10 @@ impl<S> Stream<S> {
                 self.patience.moved(done.as_ref().map_or(0, bytes));
                 Poll::Ready(done)
             }
-            Poll::Pending => self.patience.poll_wait(cx).map(Err),
+            Poll::Pending => self.patience.poll_wait(cx).map(|slow| {
+                (self.shed)(&self.inner);
+                Err(slow)
+            }),
         }
     }
 
@@ -298,7 +309,7 @@ mod tests {
 
     fn stream(inner: DuplexStream, ahead: &'static [u8], judge: Judge) -> (Stream<DuplexStream>, Activity) {
         let (activity, patience) = (Activity::new(), Patience::new(Duration::from_secs(60), 1_024));
-        (Stream::new(inner, Bytes::from_static(ahead), judge, activity.clone(), patience), activity)
+        (Stream::new((inner, |_| ()), Bytes::from_static(ahead), judge, activity.clone(), patience), activity)
     }
 
     #[tokio::test]

@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
@@ -230,7 +231,7 @@ async fn serve_connection(
             let Some(sniffed) = in_time(&stop, sniffing).await else { return Ok(()) };
             let (ahead, is_h2) = sniffed??;
             let protocol = if is_h2 { Protocol::H2 } else { Protocol::H1 };
-            speak(tcp, ahead, Shared { protocol, ..shared }, stop).await
+            speak((tcp, shed as fn(&_)), ahead, Shared { protocol, ..shared }, stop).await
         }
     }
 }
@@ -258,6 +259,7 @@ async fn over_tls(
     let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::H2 } else { Protocol::H1 };
     let alt_svc = told.as_ref().is_none_or(|told| told.has_h3()).then(|| alt_svc.clone());
     let (secure, activity) = (true, Activity::new());
+    let tls: (TlsStream<TcpStream>, fn(&_)) = (tls, |tls| shed(tls.get_ref().0));
     speak(tls, Bytes::new(), Shared { protocol, secure, alt_svc, session: told, activity, ..shared }, stop).await
 }
 
@@ -274,7 +276,7 @@ async fn sniff(tcp: &mut TcpStream) -> io::Result<(Bytes, bool)> {
     Ok((ahead.freeze(), is_h2))
 }
 
-async fn speak<S>(inner: S, ahead: Bytes, shared: Shared, stop: CancellationToken) -> anyhow::Result<()>
+async fn speak<S>(inner: (S, fn(&S)), ahead: Bytes, shared: Shared, stop: CancellationToken) -> anyhow::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

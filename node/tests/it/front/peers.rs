@@ -1,10 +1,14 @@
 //! Clients that were not written here, against the front: curl, h2load (Debian: nghttp2-client), slowhttptest (Debian),
-//! sslyze (PyPI).
+//! Chromium (Debian), sslyze (PyPI).
 //!
 //! `.ci/tools` installs them. Without one its part is skipped with a loud line; never in CI.
 
 use std::path::PathBuf;
 use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest::{SHA256, digest};
 
 use super::*;
 
@@ -64,6 +68,29 @@ async fn h2load_gets_every_answer() {
         let (well, said) = run(command).await;
         assert!(well && said.contains("5000 succeeded, 0 failed, 0 errored, 0 timeout"), "{version}: {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chromium_is_answered_over_quic() {
+    let Some(chromium) = program("chromium") else { return };
+    let front = Front::start().await;
+    let identity = front.authority.issue_server(&[HOST.into()], &[]).unwrap();
+    front.resolver.swap(Certificates::of([&identity]).unwrap());
+    // Over QUIC it believes no authority but the public ones, or this very key.
+    let certified = identity.certified_key();
+    let key = certified.key.public_key().unwrap();
+    let key = STANDARD.encode(digest(&SHA256, &key));
+    let (profile, port) = (tempfile::tempdir().unwrap(), front.https().port());
+    let mut command = Command::new("timeout");
+    command.arg(PATIENCE.as_secs().to_string()).arg(chromium).args(["--headless", "--no-sandbox", "--disable-gpu"]);
+    command.arg(format!("--user-data-dir={}", profile.path().display()));
+    command.arg(format!("--origin-to-force-quic-on={HOST}:{port}"));
+    command.arg(format!("--ignore-certificate-errors-spki-list={key}"));
+    command.arg(format!("--host-resolver-rules=MAP {HOST} 127.0.0.1"));
+    command.arg("--dump-dom").arg(format!("https://{HOST}:{port}/"));
+    let (well, said) = run(command).await;
+    assert!(well && said.contains("hello"), "{said}");
+    front.counted(r#"selvage_requests_total{app="hello",fault="",outcome="ok",protocol="h3"} "#).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
