@@ -231,7 +231,7 @@ async fn serve_connection(
             let Some(sniffed) = in_time(&stop, sniffing).await else { return Ok(()) };
             let (ahead, is_h2) = sniffed??;
             let protocol = if is_h2 { Protocol::H2 } else { Protocol::H1 };
-            speak((tcp, shed as fn(&_)), ahead, Shared { protocol, ..shared }, stop).await
+            speak((tcp, shed as fn(&TcpStream)), ahead, Shared { protocol, ..shared }, stop).await
         }
     }
 }
@@ -259,8 +259,9 @@ async fn over_tls(
     let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::H2 } else { Protocol::H1 };
     let alt_svc = told.as_ref().is_none_or(|told| told.has_h3()).then(|| alt_svc.clone());
     let (secure, activity) = (true, Activity::new());
-    let tls: (TlsStream<TcpStream>, fn(&_)) = (tls, |tls| shed(tls.get_ref().0));
-    speak(tls, Bytes::new(), Shared { protocol, secure, alt_svc, session: told, activity, ..shared }, stop).await
+    let give_up: fn(&TlsStream<TcpStream>) = |tls| shed(tls.get_ref().0);
+    speak((tls, give_up), Bytes::new(), Shared { protocol, secure, alt_svc, session: told, activity, ..shared }, stop)
+        .await
 }
 
 /// Reads until it is clear whether this is HTTP/2's preface.
