@@ -98,20 +98,23 @@ impl Joining {
     /// What nodes are told of the authorities: whom to believe, and who issues. Waits on the disk. None: certificates are
     /// made by hand, or the files can't be read now.
     pub(crate) fn authorities(&self) -> Option<Authorities> {
-        self.authority.as_ref()?;
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, authorities)) = *told
-            && at.elapsed() < AUTHORITIES_LOOK
-        {
-            return Some(authorities);
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match told {
+            Some((at, authorities)) if at.elapsed() < AUTHORITIES_LOOK => Some(authorities),
+            _ => self.authorities_now(),
         }
+    }
+
+    /// The same, as they are at this moment.
+    pub(crate) fn authorities_now(&self) -> Option<Authorities> {
+        self.authority.as_ref()?;
         let read = || {
             let (roots, authority) = (self.roots_pem()?, self.authority()?);
             let issuing = Digest::of(&authority.certificate_der());
             Ok::<_, JoinError>(Authorities { believed: Digest::of(roots.as_bytes()), issuing })
         };
         let authorities = read().map_err(|error| tracing::warn!(%error, "the authorities can't be told")).ok()?;
-        *told = Some((Instant::now(), authorities));
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), authorities));
         Some(authorities)
     }
 

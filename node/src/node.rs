@@ -21,6 +21,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use selvage_certs::{FrontSecret, NameRules, Role, peer_role};
 use selvage_config::bundle::Bundle;
+use selvage_config::join::Authorities;
 use selvage_config::node::{
     CertificateFiles, Egress as EgressConfig, Kv as KeptBy, KvEngine, NodeConfig, TlsProvider, TlsSettings, Trust,
 };
@@ -51,7 +52,6 @@ use crate::release::activate::{Activation, Base, Report, Settings, ready};
 use crate::release::compile::CompileCache;
 use crate::release::fetch::Fetched;
 use crate::release::ledger::Ledger;
-use crate::release::neighbours::{Neighbours, Sources};
 use crate::release::origin::{Origin, chain};
 use crate::release::plan::{self, Course};
 use crate::release::state::State;
@@ -121,6 +121,14 @@ pub struct Addresses {
     pub replication: Option<SocketAddr>,
 }
 
+impl Addresses {
+    /// All but the operators'.
+    fn of(listeners: &Listeners, kv: &Kv) -> Self {
+        let (https, http) = (listeners.https_addr(), listeners.http_addr());
+        Self { https, http, replication: kv.local_addr(), admin: None }
+    }
+}
+
 /// What `selvage up` runs: one app from this machine, without a control plane.
 pub struct UpOptions {
     /// The app.
@@ -179,10 +187,7 @@ impl Node {
         let options =
             config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
         let engines = start_engines(options);
-        let state = match &config.sealing_key {
-            Some(key) => State::open_with(&config.state_dir, key)?,
-            None => State::open(&config.state_dir)?,
-        };
+        let state = State::open_with(&config.state_dir, config.sealing_key.as_deref())?;
         let acme = acme_of(&config, reload.as_ref())?;
         let sealing = config.acme.as_ref().filter(|acme| acme.shared).map(|_| secret.place_seal());
         if takes_over {
@@ -204,7 +209,7 @@ impl Node {
             Arc::new(parts.with_front(config.front.clone()).with_challenges(challenges).with_rules(Arc::clone(&names)));
         let terms = base.terms.clone();
         let (plans, planned) = watch::channel(None);
-        let from = (sources(origin.clone(), fleet.as_ref(), &config, &planned)?, ledger.clone());
+        let from = (Fleet::sources(fleet.as_ref(), origin.clone(), &config.region, &planned)?, ledger.clone());
         let mut activation = Activation::new(base, from, Arc::clone(&parts), config.domain.clone(), drain);
         let report = activation.report();
         plans.send_replace(Box::pin(activation.restore()).await);
@@ -213,12 +218,7 @@ impl Node {
         let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls };
         let listeners = Listeners::open(&options, inherited, Arc::clone(&parts)).await?;
         let offer = offer(&config.state_dir, &listeners, handover);
-        let addresses = Addresses {
-            https: listeners.https_addr(),
-            http: listeners.http_addr(),
-            replication: kv.local_addr(),
-            admin: None,
-        };
+        let addresses = Addresses::of(&listeners, &kv);
         let me = Arc::new(Me {
             name: config.name,
             region: config.region,
@@ -244,23 +244,18 @@ impl Node {
             };
             tasks.spawn(acme.run(Arc::clone(&parts)));
         }
-        let (tell, told) = watch::channel(None);
-        let believed = fleet.as_ref().map_or_else(|| watch::channel(None).1, Fleet::believed);
+        let authorities = fleet.as_ref().map(Fleet::authorities);
         if let Some(fleet) = fleet {
-            tasks.spawn(fleet.look_after(origin.clone().zip(config.control_plane.clone()), me.name.clone(), told));
+            tasks.spawn(fleet.look_after(origin.clone().zip(config.control_plane.clone()), me.name.clone()));
         }
         tasks.spawn(look_at_policy(config.trust.clone(), terms.clone(), seen));
         let mut held = None;
-        match origin {
+        match origin.zip(authorities) {
             None => held = Some(plans),
-            Some(origin) => {
-                let (told, seen) = (Arc::clone(&me), Arc::clone(&parts));
-                let authorities = (believed, tell);
-                let status = move |report: &Report| told.status(report, &seen);
-                tasks.spawn(plan::report(origin.clone(), report.clone(), authorities, status));
+            Some((origin, authorities)) => {
                 let metrics = parts.metrics.clone();
                 let course = Course { node: me.name.clone(), state, ledger, terms, metrics, plans };
-                tasks.spawn(plan::watch(origin, course));
+                follow(&mut tasks, origin, (&me, &parts, report.clone()), authorities, course);
             }
         }
         Ok(Self {
@@ -404,6 +399,20 @@ impl Node {
     }
 }
 
+/// Follows the control plane: plans come in, the status goes out.
+fn follow(
+    tasks: &mut JoinSet<()>,
+    origin: Origin,
+    (me, parts, report): (&Arc<Me>, &Arc<Parts>, watch::Receiver<Report>),
+    authorities: (watch::Receiver<Option<Authorities>>, watch::Sender<Option<Authorities>>),
+    course: Course,
+) {
+    let (me, parts) = (Arc::clone(me), Arc::clone(parts));
+    let status = move |report: &Report| me.status(report, &parts);
+    tasks.spawn(plan::report(origin.clone(), report, authorities, status));
+    tasks.spawn(plan::watch(origin, course));
+}
+
 /// The sockets of the node that ran before.
 async fn predecessors(state_dir: &Path) -> Result<Sockets, StartError> {
     let state_dir = state_dir.to_owned();
@@ -494,18 +503,6 @@ fn ledger(trust: &Trust, state: &State) -> Result<Option<Ledger>, StartError> {
     let envelope =
         serde_json::from_slice(&bytes).map_err(|source| StartError::RootFile { path: path.clone(), source })?;
     Ok(Some(Ledger::open(&envelope, state.clone())?))
-}
-
-/// Where releases come from.
-fn sources(
-    origin: Option<Origin>,
-    fleet: Option<&Fleet>,
-    config: &NodeConfig,
-    plans: &watch::Receiver<Option<Arc<Plan>>>,
-) -> Result<Sources, StartError> {
-    let client = fleet.map(Fleet::client).transpose()?;
-    let neighbours = client.map(|tls| Neighbours::new(tls, config.region.clone(), plans.clone()));
-    Ok(Sources { origin, neighbours })
 }
 
 /// The ways out: of guests, and for the keys of token issuers.

@@ -1,7 +1,7 @@
 //! How another authority takes the place of one, in three steps with time between them.
 //!
-//! First both are believed and the old one issues ([`Rotation::begin`]); then the new one issues ([`Rotation::switch`]);
-//! then the old one is forgotten ([`Rotation::finish`]). `ca.pem` holds all that are believed, and of these the one issues
+//! First both are believed and the old one issues ([`Rotation::Begin`]); then the new one issues ([`Rotation::Switch`]);
+//! then the old one is forgotten ([`Rotation::Finish`]). `ca.pem` holds all that are believed, and of these the one issues
 //! whose key `ca-key.pem` is; so each step is one rename, and a step that was cut short is done again.
 
 use std::fs;

@@ -52,7 +52,7 @@ async fn nodes(State(parts): State<Arc<Parts>>, who: OperatorId) -> Result<Json<
     who.over_fleet(Act::Look)?;
     let authorities = disk::wait({
         let parts = Arc::clone(&parts);
-        move || parts.joining.authorities()
+        move || parts.joining.authorities_now()
     });
     let authorities = authorities.await;
     Ok(Json(parts.fleet.nodes(authorities)))

@@ -27,11 +27,12 @@ use selvage_config::join::{
     RENEWAL_PATH, RenewalRequest,
 };
 use selvage_config::node::{ControlPlaneAddress, IdentityFiles};
-use selvage_config::plan::NODES_PATH;
-use selvage_config::{Digest, NodeName};
+use selvage_config::plan::{NODES_PATH, Plan};
+use selvage_config::{Digest, NodeName, Region};
 use tokio::sync::watch;
 
 use super::StartError;
+use crate::release::neighbours::{Neighbours, Sources};
 use crate::release::origin::{Backoff, Origin, OriginError, chain};
 
 /// How often the identity's files are looked at, and whether it is time for other ones.
@@ -48,6 +49,8 @@ pub(super) struct Fleet {
     shown: Arc<Shown>,
     /// Which authorities the files name.
     known: Arc<watch::Sender<Option<Authorities>>>,
+    /// Those of the fleet, as the control plane tells them.
+    fleets: watch::Sender<Option<Authorities>>,
 }
 
 /// The identity that is shown now.
@@ -82,7 +85,8 @@ impl Fleet {
         let anchors = Anchors::new(roots_from_pem(&files.roots)?)?;
         let known = watch::Sender::new(known(files, &identity));
         let shown = Arc::new(Shown(ArcSwap::from_pointee(identity)));
-        Ok(Self { files: files.clone(), anchors, shown, known: Arc::new(known) })
+        let fleets = watch::Sender::new(None);
+        Ok(Self { files: files.clone(), anchors, shown, known: Arc::new(known), fleets })
     }
 
     /// What peers and operators connect to.
@@ -99,9 +103,21 @@ impl Fleet {
         Ok(Arc::new(config))
     }
 
-    /// Which authorities this node knows, as they change.
-    pub(super) fn believed(&self) -> watch::Receiver<Option<Authorities>> {
-        self.known.subscribe()
+    /// Which authorities this node knows, as they change, and where to tell those of the fleet.
+    pub(super) fn authorities(&self) -> (watch::Receiver<Option<Authorities>>, watch::Sender<Option<Authorities>>) {
+        (self.known.subscribe(), self.fleets.clone())
+    }
+
+    /// Where releases come from besides the disk: without an identity no neighbour gives any.
+    pub(super) fn sources(
+        fleet: Option<&Self>,
+        origin: Option<Origin>,
+        region: &Region,
+        plans: &watch::Receiver<Option<Arc<Plan>>>,
+    ) -> Result<Sources, StartError> {
+        let client = fleet.map(Self::client).transpose()?;
+        let neighbours = client.map(|tls| Neighbours::new(tls, region.clone(), plans.clone()));
+        Ok(Sources { origin, neighbours })
     }
 
     /// Whether to ask for another certificate: this one is near its end, or another authority issues now.
@@ -180,17 +196,12 @@ impl Fleet {
 
     /// Sees to it that there is a new identity in time, and takes it as it comes, and the authorities of the fleet as the
     /// control plane tells of them. A bad one is told, and the old one stays.
-    pub(super) async fn look_after(
-        self,
-        control_plane: Option<(Origin, ControlPlaneAddress)>,
-        node: NodeName,
-        fleets: watch::Receiver<Option<Authorities>>,
-    ) {
+    pub(super) async fn look_after(self, control_plane: Option<(Origin, ControlPlaneAddress)>, node: NodeName) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut next = Instant::now();
         loop {
             tokio::time::sleep(IDENTITY_LOOK).await;
-            let fleets = *fleets.borrow();
+            let fleets = *self.fleets.borrow();
             if let Some(control_plane) = control_plane.as_ref().filter(|_| Instant::now() >= next) {
                 match self.ask(control_plane, &node, fleets).await {
                     Ok(()) => backoff.reset(),
@@ -325,7 +336,7 @@ mod tests {
         let next = Authority::create("next").unwrap();
         save();
         std::fs::write(&files.roots, format!("{}{}", authority.certificate_pem(), next.certificate_pem())).unwrap();
-        let told = fleet.believed();
+        let (told, _) = fleet.authorities();
         assert!(fleet.look().unwrap());
         let issuing = |authority: &Authority| Digest::of(&authority.certificate_der());
         let known = (*told.borrow()).unwrap();

@@ -77,16 +77,17 @@ impl State {
     /// # Errors
     /// [`StateError`].
     pub fn open(dir: &Path) -> Result<Self, StateError> {
-        Self::open_with(dir, &dir.join(SEALING_KEY))
+        Self::open_with(dir, None)
     }
 
-    /// The same with a sealing key that lies elsewhere; it is made where there is none.
+    /// The same with a sealing key that may lie elsewhere; it is made where there is none.
     ///
     /// # Errors
     /// [`StateError`].
-    pub fn open_with(dir: &Path, sealing_key: &Path) -> Result<Self, StateError> {
+    pub fn open_with(dir: &Path, sealing_key: Option<&Path>) -> Result<Self, StateError> {
         make_dir(dir)?;
-        let seal = Seal::open(sealing_key).map_err(failed("use the sealing key", sealing_key))?;
+        let sealing_key = sealing_key.map_or_else(|| dir.join(SEALING_KEY), Path::to_owned);
+        let seal = Seal::open(&sealing_key).map_err(failed("use the sealing key", &sealing_key))?;
         let state = Self { dir: dir.to_owned(), seal: Arc::new(seal) };
         for dir in [state.blobs(), state.dir.join("signatures"), state.dir.join("files"), state.dir.join("roots")] {
             make_dir(&dir)?;
@@ -413,7 +414,7 @@ mod tests {
         fs::copy(dir.path().join("serving.json"), dir.path().join("plan.json")).unwrap();
         assert!(state.plan().is_err());
         let other = dir.path().join("other.key");
-        assert!(State::open_with(dir.path(), &other).unwrap().serving().is_err());
+        assert!(State::open_with(dir.path(), Some(&other)).unwrap().serving().is_err());
         assert_eq!(State::open(dir.path()).unwrap().serving().unwrap().len(), 1);
     }
 
