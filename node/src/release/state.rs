@@ -402,7 +402,7 @@ mod tests {
         let (dir, state) = state();
         let release = plan().releases.remove(0);
         state.keep_plan(&plan()).unwrap();
-        state.keep_serving(&[("hello".parse().unwrap(), release.clone())].into()).unwrap();
+        state.keep_serving(&[("hello".parse().unwrap(), release)].into()).unwrap();
         for name in ["plan.json", "serving.json"] {
             let bytes = fs::read(dir.path().join(name)).unwrap();
             assert!(!bytes.windows(6).any(|window| window == b"s3cret"), "{name}");
