@@ -191,8 +191,31 @@ pub struct IdentityFiles {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ControlPlaneAddress {
-    /// `host:port`.
-    pub address: String,
+    /// `host:port`, or a list of them where several control planes have one state: the first that answers is asked until
+    /// it does not.
+    #[serde(deserialize_with = "one_or_more")]
+    pub address: Vec<String>,
+}
+
+/// Control planes that a node may know.
+pub const CONTROL_PLANES_MAX: usize = 8;
+
+fn one_or_more<'d, D: serde::Deserializer<'d>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        One(String),
+        More(Vec<String>),
+    }
+    let all = match Either::deserialize(deserializer) {
+        Ok(Either::One(one)) => vec![one],
+        Ok(Either::More(all)) => all,
+        Err(_) => return Err(serde::de::Error::custom("address is a host:port, or a list of them")),
+    };
+    if all.is_empty() || all.len() > CONTROL_PLANES_MAX {
+        return Err(serde::de::Error::custom(format!("address names 1 to {CONTROL_PLANES_MAX} control planes")));
+    }
+    Ok(all)
 }
 
 /// Whose signatures count. Empty: nothing runs.
@@ -408,6 +431,16 @@ trust = { keys = ["cosign.pub"], root = "root-1.json" }
         let text = "name='a'\nregion='b'\nstate_dir='s'\nlisten={https='127.0.0.1:0'}\ncontrol_plane={address='a:1'}\n";
         let fields: Vec<String> = parse(text).unwrap_err().places().into_iter().map(|p| p.field).collect();
         assert_eq!(fields, ["certificates", "identity", "trust.keys", "trust.root"]);
+    }
+
+    #[test]
+    fn a_node_may_know_several_control_planes() {
+        let of = |address: &str| toml::from_str::<ControlPlaneAddress>(&format!("address={address}"));
+        assert_eq!(of("'a:1'").unwrap().address, ["a:1"]);
+        assert_eq!(of("['a:1','b:2']").unwrap().address, ["a:1", "b:2"]);
+        for bad in ["[]", "1", "['a:1','b:1','c:1','d:1','e:1','f:1','g:1','h:1','i:1']"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Node {
         let seen = look_of(&config.trust);
         let policy = trust(&config.trust)?;
         let origin = match (&config.control_plane, &fleet) {
-            (Some(place), Some(fleet)) => Some(Origin::new(&place.address, (*fleet.client()?).clone())?),
+            (Some(place), Some(fleet)) => Some(Origin::new(&place.address, &*fleet.client()?)?),
             (Some(_), None) => return Err(StartError::Identity),
             (None, _) => None,
         };

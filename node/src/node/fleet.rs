@@ -139,7 +139,7 @@ impl Fleet {
             origin.post(&path, &CertificateRequest { request }, bytes_max).await?
         } else {
             // It can be shown to nobody any more. What it says, and the key, still prove who asks.
-            let nameless = Origin::new(&place.address, self.anchors.nameless_client())?;
+            let nameless = Origin::new(&place.address, &self.anchors.nameless_client())?;
             let certificate = chain_pem(identity.chain());
             nameless.post(RENEWAL_PATH, &RenewalRequest { certificate, request }, bytes_max).await?
         };

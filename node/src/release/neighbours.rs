@@ -138,7 +138,7 @@ impl Neighbours {
     fn origin(&self, peer: &Peer) -> Result<Origin, OriginError> {
         let role = Role::Node { region: peer.region.clone(), node: peer.node.clone() };
         let address = peer.admin.map(|address| address.to_string()).unwrap_or_default();
-        Origin::of(&role, &address, (*self.tls).clone())
+        Origin::of(&role, &[address], &self.tls)
     }
 
     fn leave_alone(&self, node: &NodeName, why: &str) {

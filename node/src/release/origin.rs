@@ -1,8 +1,10 @@
-//! The control plane as a node reaches it: mTLS, bounded in bytes and time, and asked again with patience.
+//! The control plane as a node reaches it: mTLS, bounded in bytes and time, and asked again with patience. Where several
+//! control planes have one state, one of them is asked until it does not answer, and then the next.
 
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -31,11 +33,20 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Characters of an error's body that are repeated.
 const BODY_SHOWN_MAX: usize = 200;
 
-/// The control plane.
+/// The control plane, or several with one state.
 #[derive(Debug, Clone)]
 pub struct Origin {
+    places: Arc<[Place]>,
+    /// Which of them is asked.
+    current: Arc<AtomicUsize>,
+}
+
+/// One control plane.
+#[derive(Debug)]
+struct Place {
     client: reqwest::Client,
-    base: Arc<str>,
+    base: String,
+    address: String,
 }
 
 /// One answer of a list that may have more.
@@ -143,34 +154,44 @@ impl Resolve for Fixed {
 }
 
 impl Origin {
-    /// The control plane at `address` (`host:port`). `tls` shows who the node is and trusts the fleet's authority;
+    /// The control planes at `addresses` (`host:port`). `tls` shows who the node is and trusts the fleet's authority;
     /// the name verified is the control plane's own, whatever the address.
     ///
     /// # Errors
     /// [`OriginError::Address`], [`OriginError::Client`].
-    pub fn new(address: &str, tls: ClientConfig) -> Result<Self, OriginError> {
-        Self::of(&Role::ControlPlane, address, tls)
+    pub fn new(addresses: &[String], tls: &ClientConfig) -> Result<Self, OriginError> {
+        Self::of(&Role::ControlPlane, addresses, tls)
     }
 
-    /// Another of the fleet at `address`, whose certificate must be of `role`.
+    /// Others of the fleet at `addresses`, whose certificates must be of `role`.
     ///
     /// # Errors
     /// [`OriginError::Address`], [`OriginError::Client`].
-    pub(crate) fn of(role: &Role, address: &str, tls: ClientConfig) -> Result<Self, OriginError> {
-        let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-        let (_, port) =
-            port.filter(|(host, _)| !host.is_empty()).ok_or_else(|| OriginError::Address(address.into()))?;
-        let client = reqwest::Client::builder()
-            .use_preconfigured_tls(tls)
-            .dns_resolver(Arc::new(Fixed(address.to_owned())))
-            .https_only(true)
-            .no_proxy()
-            // A redirect would lead away from the one host that is trusted.
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .build()
-            .map_err(OriginError::Client)?;
-        Ok(Self { client, base: format!("https://{}:{port}", role.tls_name()).into() })
+    pub(crate) fn of(role: &Role, addresses: &[String], tls: &ClientConfig) -> Result<Self, OriginError> {
+        let place = |address: &String| Place::new(role, address, tls);
+        let places: Vec<Place> = addresses.iter().map(place).collect::<Result<_, _>>()?;
+        if places.is_empty() {
+            return Err(OriginError::Address(String::new()));
+        }
+        Ok(Self { places: places.into(), current: Arc::default() })
+    }
+
+    /// Who is asked now.
+    fn place(&self) -> (usize, &Place) {
+        let current = self.current.load(Ordering::Relaxed) % self.places.len();
+        (current, &self.places[current])
+    }
+
+    /// What was asked of this one was not answered: the next is asked from now on, unless somebody else found so first.
+    fn pass_by<T>(&self, asked: usize, result: Result<T, OriginError>) -> Result<T, OriginError> {
+        if matches!(result, Err(OriginError::Unreachable { .. } | OriginError::Slow(_))) && self.places.len() > 1 {
+            let next = (asked + 1) % self.places.len();
+            if self.current.compare_exchange(asked, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                let (from, to) = (&self.places[asked].address, &self.places[next].address);
+                tracing::warn!(%from, %to, "a control plane does not answer, the next is asked");
+            }
+        }
+        result
     }
 
     /// Asks for `path`, again when the control plane fails. `None`: there is no such thing.
@@ -213,11 +234,12 @@ impl Origin {
 
     /// Asks once for what follows `bytes`. Whether there is such a blob; then all of it is there.
     async fn rest_once(&self, path: &str, size: u64, bytes: &mut BytesMut) -> Result<bool, OriginError> {
-        let mut request = self.client.get(format!("{}{path}", self.base)).header(ACCEPT, "*/*");
+        let (asked, place) = self.place();
+        let mut request = place.client.get(format!("{}{path}", place.base)).header(ACCEPT, "*/*");
         if !bytes.is_empty() {
             request = request.header(RANGE, format!("bytes={}-", bytes.len()));
         }
-        let response = answer(path, request.send(), HEAD).await?;
+        let response = self.pass_by(asked, answer(path, request.send(), HEAD).await)?;
         match response.status() {
             StatusCode::NOT_FOUND => return Ok(false),
             StatusCode::PARTIAL_CONTENT if continues(&response, bytes.len()) => {}
@@ -228,7 +250,7 @@ impl Origin {
             }
         }
         let whole = timeout(WHOLE, body_into(path, response, size, bytes)).await;
-        whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned()))).map(|()| true)
+        self.pass_by(asked, whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned())))).map(|()| true)
     }
 
     /// Asks for one page of a list, again when the control plane fails. `None`: there is no such list.
@@ -253,8 +275,9 @@ impl Origin {
         bytes_max: u64,
         wait: Duration,
     ) -> Result<Option<Page>, OriginError> {
-        let sending = self.client.get(format!("{}{path}", self.base)).header(ACCEPT, accept).send();
-        let response = answer(path, sending, wait + HEAD).await?;
+        let (asked, place) = self.place();
+        let sending = place.client.get(format!("{}{path}", place.base)).header(ACCEPT, accept).send();
+        let response = self.pass_by(asked, answer(path, sending, wait + HEAD).await)?;
         if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::NOT_MODIFIED) {
             return Ok(None);
         }
@@ -263,7 +286,7 @@ impl Origin {
         }
         let next = response.headers().get(LINK).and_then(next_page);
         let whole = timeout(WHOLE, body(path, response, bytes_max)).await;
-        let bytes = whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned())))?;
+        let bytes = self.pass_by(asked, whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned()))))?;
         Ok(Some(Page { bytes, next }))
     }
 
@@ -278,11 +301,12 @@ impl Origin {
         document: &impl Serialize,
         own: Option<Authorities>,
     ) -> Result<Option<Authorities>, OriginError> {
-        let mut request = self.client.put(format!("{}{path}", self.base)).json(document);
+        let (asked, place) = self.place();
+        let mut request = place.client.put(format!("{}{path}", place.base)).json(document);
         if let Some(own) = own {
             request = request.header(AUTHORITIES_FIELD, own.to_string());
         }
-        let response = answer(path, request.send(), HEAD).await?;
+        let response = self.pass_by(asked, answer(path, request.send(), HEAD).await)?;
         if !response.status().is_success() {
             return Err(refused(path, response).await);
         }
@@ -295,13 +319,34 @@ impl Origin {
     /// # Errors
     /// [`OriginError`].
     pub async fn post(&self, path: &str, document: &impl Serialize, bytes_max: u64) -> Result<Bytes, OriginError> {
-        let sending = self.client.post(format!("{}{path}", self.base)).json(document).send();
-        let response = answer(path, sending, HEAD).await?;
+        let (asked, place) = self.place();
+        let sending = place.client.post(format!("{}{path}", place.base)).json(document).send();
+        let response = self.pass_by(asked, answer(path, sending, HEAD).await)?;
         if !response.status().is_success() {
             return Err(refused(path, response).await);
         }
         let whole = timeout(WHOLE, body(path, response, bytes_max)).await;
         whole.unwrap_or_else(|_| Err(OriginError::Slow(path.to_owned())))
+    }
+}
+
+impl Place {
+    fn new(role: &Role, address: &str, tls: &ClientConfig) -> Result<Self, OriginError> {
+        let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let (_, port) =
+            port.filter(|(host, _)| !host.is_empty()).ok_or_else(|| OriginError::Address(address.into()))?;
+        let client = reqwest::Client::builder()
+            .use_preconfigured_tls(tls.clone())
+            .dns_resolver(Arc::new(Fixed(address.to_owned())))
+            .https_only(true)
+            .no_proxy()
+            // A redirect would lead away from the one host that is trusted.
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .build()
+            .map_err(OriginError::Client)?;
+        let base = format!("https://{}:{port}", role.tls_name());
+        Ok(Self { client, base, address: address.to_owned() })
     }
 }
 
@@ -415,7 +460,24 @@ mod tests {
     fn an_address_needs_a_host_and_a_port() {
         for bad in ["", "host", ":1", "host:", "host:http", "host:70000"] {
             let tls = selvage_certs::client(&rustls::RootCertStore::empty());
-            assert!(matches!(Origin::new(bad, tls), Err(OriginError::Address(_))), "{bad}");
+            assert!(matches!(Origin::new(&[bad.to_owned()], &tls), Err(OriginError::Address(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn who_does_not_answer_is_passed_by_once() {
+        let tls = selvage_certs::client(&rustls::RootCertStore::empty());
+        let origin = Origin::new(&["a:1".into(), "b:2".into(), "c:3".into()], &tls).unwrap();
+        let slow = || Err::<(), _>(OriginError::Slow("/".into()));
+        let at = || origin.place().1.address.clone();
+        assert_eq!(at(), "a:1");
+        // Two questions that waited for the same one move on by one place.
+        assert!(origin.pass_by(0, slow()).is_err() && origin.pass_by(0, slow()).is_err());
+        assert_eq!(at(), "b:2");
+        let busy = OriginError::Status { path: "/".into(), status: StatusCode::SERVICE_UNAVAILABLE, body: "".into() };
+        assert!(origin.pass_by(1, Err::<(), _>(busy)).is_err());
+        assert_eq!(at(), "b:2");
+        assert!(origin.pass_by(1, slow()).is_err() && origin.pass_by(2, slow()).is_err());
+        assert_eq!(at(), "a:1");
     }
 }
