@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use selvage_config::NodeName;
 
-use crate::entry::{Origin, fold, mix, put_origin};
+use crate::entry::{Dot, Origin, fold, mix, put_origin};
 use crate::planted::{self, Bug};
 use crate::stamp::Stamp;
 use crate::vector::VersionVector;
@@ -40,6 +40,16 @@ pub struct Row {
     pub cut: Stamp,
     /// The roster that it knows, and what it has of origins that promise nothing, as one number.
     pub rest: u64,
+    /// Up to where it had collected by then: what ended before is not in `rest`.
+    pub floor: Stamp,
+}
+
+/// A write that is here though the vector does not cover it, of an origin that promises nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Beyond {
+    pub(crate) dot: Dot,
+    /// [`Entry::mortal_ms`](crate::Entry::mortal_ms) of it.
+    pub(crate) mortal_ms: Option<u64>,
 }
 
 /// What a node knows of the roster's progress.
@@ -70,6 +80,11 @@ impl Frontier {
             self.level = Stamp::default();
         }
         self.members = Some(members);
+    }
+
+    /// Whether a node may be listened to: it is in the roster, or there is none yet and so no collection either.
+    pub(crate) fn admits(&self, node: &NodeName) -> bool {
+        self.members.as_ref().is_none_or(|members| members.contains(node))
     }
 
     /// Whether the roster has other nodes.
@@ -127,35 +142,50 @@ impl Frontier {
         self.cut = self.cut.max(self.level);
     }
 
-    /// The roster, and what `vector` holds of origins that promise nothing, as one number: what nodes say of different
-    /// rosters does not add up.
-    pub(crate) fn rest(&self, own: &Origin, vector: &VersionVector) -> u64 {
-        let promises =
-            |origin: &Origin| origin == own || self.rows.get(&origin.node).is_some_and(|row| row.origin == *origin);
-        let rest = vector.iter().filter(|(origin, seq)| *seq > 0 && !promises(origin));
-        let members = self.members.iter().flatten().fold(0, |sum, member| sum ^ mix(fold(member.as_str().as_bytes())));
-        rest.fold(members, |sum, (origin, seq)| {
-            let mut bytes = Vec::new();
-            put_origin(&mut bytes, origin);
-            sum ^ mix(fold(&bytes) ^ mix(seq))
-        })
+    /// Whether an origin has made a promise that binds it now.
+    pub(crate) fn promises(&self, own: &Origin, origin: &Origin) -> bool {
+        origin == own || self.rows.get(&origin.node).is_some_and(|row| row.origin == *origin)
     }
 
-    /// Up to when the whole roster has everything; none while that can't be known.
-    pub(crate) fn get(&self, own: &NodeName, rest: u64, alive: &BTreeSet<NodeName>) -> Option<Stamp> {
-        let members = self.members.as_ref()?;
-        let mut least = self.level;
-        for member in members.iter().filter(|member| *member != own) {
-            if planted::is(Bug::FrontierOfAlive) && !alive.contains(member) {
-                continue;
-            }
-            let row = self.rows.get(member)?;
-            if row.rest != rest {
-                return None;
-            }
-            least = least.min(row.cut);
-        }
-        Some(least)
+    /// The roster, and what `vector` holds of origins that promise nothing, as one number: what nodes say of different
+    /// rosters does not add up. What is beyond a gap supersedes what it supersedes, so it must be everywhere before it is
+    /// collected anywhere; but what ended before `floor` may have been by somebody, who knew that it was.
+    pub(crate) fn rest(&self, own: &Origin, vector: &VersionVector, beyond: &[Beyond], floor: Stamp) -> u64 {
+        let number = |origin: &Origin, seq: u64| {
+            let mut bytes = Vec::new();
+            put_origin(&mut bytes, origin);
+            mix(fold(&bytes) ^ mix(seq))
+        };
+        let members = self.members.iter().flatten().fold(0, |sum, member| sum ^ mix(fold(member.as_str().as_bytes())));
+        let rest = vector.iter().filter(|(origin, seq)| *seq > 0 && !self.promises(own, origin));
+        let rest = rest.fold(members, |sum, (origin, seq)| sum ^ number(origin, seq));
+        let lasting = beyond.iter().filter(|one| one.mortal_ms.is_none_or(|mortal| mortal >= floor.ms()));
+        lasting.fold(rest, |sum, Beyond { dot, .. }| sum ^ number(&dot.origin, dot.seq).rotate_left(1))
+    }
+
+    /// Up to when the whole roster has everything, where they also agree on the rest ([`Frontier::agrees`]); none while
+    /// that can't be known.
+    pub(crate) fn get(&self, own: &NodeName, alive: &BTreeSet<NodeName>) -> Option<Stamp> {
+        let rows: Option<Vec<&Row>> = self.others(own, alive)?.collect();
+        Some(rows?.into_iter().fold(self.level, |least, row| least.min(row.cut)))
+    }
+
+    /// Whether all others of the roster said last that they have the same of origins that promise nothing, and know the
+    /// same roster. One that has collected further leaves more out, and so does `rest` then.
+    pub(crate) fn agrees(&self, own: &NodeName, rest: impl Fn(Stamp) -> u64, alive: &BTreeSet<NodeName>) -> bool {
+        let agrees = |row: Option<&Row>| row.is_some_and(|row| row.rest == rest(row.floor.max(self.floor)));
+        self.others(own, alive).is_some_and(|mut rows| rows.all(agrees))
+    }
+
+    /// What the others of the roster said last, if they did.
+    fn others<'a>(
+        &'a self,
+        own: &'a NodeName,
+        alive: &'a BTreeSet<NodeName>,
+    ) -> Option<impl Iterator<Item = Option<&'a Row>>> {
+        let counts = move |member: &NodeName| !planted::is(Bug::FrontierOfAlive) || alive.contains(member);
+        let others = self.members.as_ref()?.iter().filter(move |member| *member != own && counts(member));
+        Some(others.map(|member| self.rows.get(member)))
     }
 }
 
@@ -174,7 +204,14 @@ mod tests {
     }
 
     fn row(node: &str, promise: u64, seq: u64, cut: u64) -> Row {
-        Row { origin: origin(node), promise: Stamp::at_ms(promise), seq, cut: Stamp::at_ms(cut), rest: 0 }
+        Row {
+            origin: origin(node),
+            promise: Stamp::at_ms(promise),
+            seq,
+            cut: Stamp::at_ms(cut),
+            rest: 0,
+            floor: Stamp::default(),
+        }
     }
 
     fn frontier(members: &[&str]) -> Frontier {
@@ -206,15 +243,16 @@ mod tests {
         let update = |frontier: &mut Frontier| frontier.update(&own, Stamp::at_ms(500), &VersionVector::default());
         frontier.learn(row("b", 400, 0, 300));
         update(&mut frontier);
-        assert_eq!(frontier.get(&own, 0, &BTreeSet::new()), None);
+        assert_eq!(frontier.get(&own, &BTreeSet::new()), None);
         frontier.learn(row("c", 400, 0, 50));
         update(&mut frontier);
-        assert_eq!(frontier.get(&own, 0, &BTreeSet::new()), Some(Stamp::at_ms(50)));
+        assert_eq!(frontier.get(&own, &BTreeSet::new()), Some(Stamp::at_ms(50)));
         // Who has other writes of a dead incarnation than we stops it.
-        assert_eq!(frontier.get(&own, 1, &BTreeSet::new()), None);
+        assert!(frontier.agrees(&own, |_| 0, &BTreeSet::new()));
+        assert!(!frontier.agrees(&own, |_| 1, &BTreeSet::new()));
         frontier.set_members(["a", "b"].iter().map(|node| node.parse().unwrap()).collect());
         update(&mut frontier);
-        assert_eq!(frontier.get(&own, 0, &BTreeSet::new()), Some(Stamp::at_ms(300)));
+        assert_eq!(frontier.get(&own, &BTreeSet::new()), Some(Stamp::at_ms(300)));
     }
 
     #[test]
@@ -222,18 +260,34 @@ mod tests {
         let own: NodeName = "a".parse().unwrap();
         let mut frontier = frontier(&["a"]);
         let mut vector = VersionVector::default();
-        let alone = frontier.rest(&origin("a"), &vector);
+        let alone = frontier.rest(&origin("a"), &vector, &[], Stamp::default());
         frontier.update(&own, Stamp::at_ms(500), &vector);
-        assert_eq!(frontier.get(&own, 0, &BTreeSet::new()), Some(Stamp::at_ms(500)));
+        assert_eq!(frontier.get(&own, &BTreeSet::new()), Some(Stamp::at_ms(500)));
         frontier.set_members(["a", "b"].iter().map(|node| node.parse().unwrap()).collect());
-        assert_ne!(frontier.rest(&origin("a"), &vector), alone);
+        assert_ne!(frontier.rest(&origin("a"), &vector, &[], Stamp::default()), alone);
         frontier.learn(row("b", 600, 3, 600));
         frontier.update(&own, Stamp::at_ms(700), &vector);
-        assert_eq!(frontier.get(&own, 0, &BTreeSet::new()), Some(Stamp::default()));
+        assert_eq!(frontier.get(&own, &BTreeSet::new()), Some(Stamp::default()));
         assert_eq!(frontier.cut(), Stamp::at_ms(500));
         vector.lift(&origin("b"), 3);
         frontier.update(&own, Stamp::at_ms(700), &vector);
-        assert_eq!(frontier.get(&own, 0, &BTreeSet::new()), Some(Stamp::at_ms(600)));
+        assert_eq!(frontier.get(&own, &BTreeSet::new()), Some(Stamp::at_ms(600)));
+    }
+
+    #[test]
+    fn what_is_beyond_a_gap_of_an_earlier_incarnation_is_part_of_the_rest() {
+        let mut frontier = frontier(&["a", "b"]);
+        let vector = VersionVector::from_iter([(origin("b"), 1)]);
+        let beyond = |seq| Beyond { dot: Dot { origin: origin("b"), seq }, mortal_ms: Some(50) };
+        let rest = |beyond: &[Beyond], floor| frontier.rest(&origin("a"), &vector, beyond, Stamp::at_ms(floor));
+        assert_ne!(rest(&[beyond(3)], 50), rest(&[], 50));
+        assert_ne!(rest(&[beyond(3)], 50), rest(&[beyond(4)], 50));
+        // Who has collected it leaves it out, and so does who compares with that one.
+        assert_eq!(rest(&[beyond(3)], 51), rest(&[], 51));
+        assert!(!frontier.promises(&origin("a"), &origin("b")));
+        frontier.learn(row("b", 100, 2, 0));
+        assert!(frontier.promises(&origin("a"), &origin("b")) && frontier.promises(&origin("a"), &origin("a")));
+        assert!(frontier.admits(&origin("b").node) && !frontier.admits(&"c".parse().unwrap()));
     }
 
     #[test]

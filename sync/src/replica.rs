@@ -55,6 +55,9 @@ const CATCH_UP_TICKS_MAX: u64 = 240;
 /// Writes of one origin that are remembered beyond a gap, at most. What is beyond comes again by a catch-up.
 const BEYOND_MAX: usize = 4096;
 
+/// Why a link ends at once whose other end the roster does not have.
+const NOT_IN_ROSTER: &str = "it is not in the roster";
+
 /// Rows of the version vector read at once at the start.
 const VECTOR_ROWS: usize = 1024;
 
@@ -168,7 +171,9 @@ impl Replica {
             }
             Event::Roster(members) => {
                 self.frontier.set_members(members);
-                Ok(Vec::new())
+                let left: Vec<NodeName> =
+                    self.peers.keys().filter(|name| !self.frontier.admits(name)).cloned().collect();
+                Ok(left.iter().flat_map(|name| self.close(name, NOT_IN_ROSTER)).collect())
             }
             Event::Heal(key) => Ok(self.heal(key)),
             Event::Tick => self.tick(now_ms),
@@ -358,6 +363,10 @@ impl Replica {
 
     fn connected(&mut self, now_ms: u64, name: NodeName, session: u64) -> Vec<Action> {
         self.gone(&name);
+        // What it brings is in no promise that this roster's frontier counts on (sync.md, Collection).
+        if !self.frontier.admits(&name) {
+            return vec![Action::Close { peer: name, session, why: NOT_IN_ROSTER }];
+        }
         let mut peer = Peer::new(session, now_ms);
         let hello = Message::Hello {
             versions: wire::VERSIONS,
@@ -393,6 +402,7 @@ impl Replica {
             self.consider_bootstrap(name, &mut actions);
             self.prove(name, &mut actions);
             self.release(name);
+            self.offer_beyond(name);
             self.refill(name);
             self.pump(name, &mut actions)?;
         }
@@ -400,7 +410,7 @@ impl Replica {
         actions.extend(if due.is_empty() { self.collect(now_ms)? } else { due });
         let promised = self.ticks.is_multiple_of(self.limits.promise_ticks);
         if promised {
-            self.promise(now_ms, &mut actions);
+            self.promise(now_ms, &mut actions)?;
         }
         let all_rows = self.ticks.is_multiple_of(self.limits.rows_ticks);
         for name in &names {

@@ -25,8 +25,9 @@ use crate::vector::{ORIGINS_MAX, VersionVector};
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"selvage-kv/1";
 
-/// The versions this build speaks. Version 1 had no reach, so a collected tombstone could come back by it.
-pub const VERSIONS: Versions = Versions { min: 2, max: 2 };
+/// The versions this build speaks. Version 1 had no reach, so a collected tombstone could come back by it; version 2 did
+/// not say in a [`Row`] how far its node had collected, so what was deleted by a node that came back could.
+pub const VERSIONS: Versions = Versions { min: 3, max: 3 };
 
 /// Longest frame after its length field, bytes.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -404,6 +405,7 @@ fn put_rows(out: &mut Vec<u8>, rows: &[Row]) {
         put_number(out, row.seq);
         out.put_u64(row.cut.0);
         out.put_u64(row.rest);
+        out.put_u64(row.floor.0);
     }
 }
 
@@ -412,7 +414,8 @@ fn rows(fields: &mut Fields) -> Result<Vec<Row>, WireError> {
     for _ in 0..length(fields, ROWS_MAX, "rows")? {
         let origin = fields.origin()?;
         let (promise, seq) = (Stamp(fields.u64()?), number(fields)?);
-        rows.push(Row { origin, promise, seq, cut: Stamp(fields.u64()?), rest: fields.u64()? });
+        let (cut, rest) = (Stamp(fields.u64()?), fields.u64()?);
+        rows.push(Row { origin, promise, seq, cut, rest, floor: Stamp(fields.u64()?) });
     }
     Ok(rows)
 }

@@ -291,6 +291,11 @@ impl Replica {
         for dot in &dropped {
             self.vector.cap(&dot.origin, dot.seq - 1);
         }
+        // A catch-up that is under way began where the vector was, so its claim would cover what was dropped.
+        if !dropped.is_empty() {
+            let others = self.peers.iter_mut().filter(|(peer, _)| *peer != name);
+            others.for_each(|(_, peer)| peer.refused = true);
+        }
         let mut actions = Vec::new();
         if dropped.iter().any(|dot| dot.origin == self.origin) {
             self.renew(now_ms, name, &mut actions);

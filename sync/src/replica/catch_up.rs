@@ -308,6 +308,7 @@ impl Replica {
         self.outbox.clear();
         self.recent.cap(&old, 0);
         self.settled.cap(&old, 0);
+        self.peers.values_mut().for_each(|peer| peer.refused = true);
         self.origin.incarnation = Stamp::at_ms(now_ms).0.max(old.incarnation.saturating_add(1));
         let incarnation = self.origin.incarnation;
         let mut batch = Batch::default();

@@ -173,7 +173,8 @@ pub(super) struct Peer {
     pub(super) ping: Option<(u64, u64)>,
     /// Items that only we have, by the last proof: sent once it answered.
     pub(super) ours: Vec<Item>,
-    /// We refused entries of the catch-up that it sends, so its claim at the end won't be true.
+    /// We refused entries of the catch-up that it sends, or gave some up that it builds on, so its claim at the end won't
+    /// be true.
     pub(super) refused: bool,
     retry_at_ms: u64,
     retry_ms: u64,

@@ -75,8 +75,12 @@ impl World {
         self.lost.extend(gone);
     }
 
-    /// A node gave a write up. With it goes what it had superseded, where nobody has that any more.
-    pub(super) fn give_up(&mut self, entry: &Entry) {
+    /// A node gave a write up. It is lost, and with it what it had superseded, unless that was somewhere else too: there
+    /// it still is, or was superseded by something else, or collected.
+    pub(super) fn give_up(&mut self, of: usize, entry: &Entry) {
+        if let Some(disks) = self.applied.get_mut(&entry.version.dot) {
+            disks.remove(&of);
+        }
         let superseded = |known: &Entry| {
             let mut record = Record::default();
             record.merge(known.clone());
@@ -84,15 +88,17 @@ impl World {
             record.entry(&known.version.dot).is_none()
         };
         let held = |known: &Entry| {
-            let mut records = self.nodes.iter().map(|node| read::record(node.disk.as_ref(), &known.key).unwrap());
-            records.any(|record| record.entry(&known.version.dot).is_some())
+            let dot = &known.version.dot;
+            let applied = |at: usize| self.applied.get(dot).is_some_and(|disks| disks.contains(&at));
+            let wrote = |node: &Node| node.name == dot.origin.node && Self::is_held(node, dot);
+            self.nodes.iter().enumerate().any(|(at, node)| at != of && (applied(at) || wrote(node)))
         };
         let under =
             self.written.values().filter(|known| known.key == entry.key && known.version.dot != entry.version.dot);
-        let gone: Vec<Dot> =
+        let mut gone: Vec<Dot> =
             under.filter(|known| superseded(known) && !held(known)).map(|known| known.version.dot.clone()).collect();
+        gone.extend(Some(entry).filter(|entry| !held(entry)).map(|entry| entry.version.dot.clone()));
         self.lost.extend(gone);
-        self.lost.insert(entry.version.dot.clone());
     }
 
     pub(super) fn converged(&self) -> bool {

@@ -474,7 +474,8 @@ impl World {
                 Action::Send { session, frame, .. } => self.send(of, session, frame),
                 Action::Close { why, session, .. } => {
                     let lied = self.met.contains_key("forge") && why.contains("out of place");
-                    let known = lied || why.contains("another node") || why.contains("no snapshot");
+                    let known =
+                        lied || why.contains("another node") || why.contains("no snapshot") || why.contains("roster");
                     assert!(known, "link closed: {why}");
                     if let Some(pair) = self.pair_of(session) {
                         self.disconnect(pair);
@@ -528,7 +529,7 @@ impl World {
                 let away = self.nodes[of].was_away;
                 assert!(away, "K2: {} gave up {entry:?} though it never was away", self.nodes[of].name);
                 self.met("discarded");
-                self.give_up(&entry);
+                self.give_up(of, &entry);
             }
             Notice::Corrupt { key } => panic!("K11: corrupt {key:?}"),
         }

@@ -16,12 +16,13 @@ fn reaches() -> impl Strategy<Value = Reach> {
 }
 
 fn announcements() -> impl Strategy<Value = Message> {
-    let row = ("[a-z]{1,8}", any::<[u64; 5]>()).prop_map(|(node, [incarnation, promise, seq, cut, rest])| Row {
+    let row = ("[a-z]{1,8}", any::<[u64; 6]>()).prop_map(|(node, [incarnation, promise, seq, cut, rest, floor])| Row {
         origin: Origin { node: node.parse().unwrap(), incarnation },
         promise: Stamp(promise),
         seq,
         cut: Stamp(cut),
         rest,
+        floor: Stamp(floor),
     });
     (vectors(), reaches(), any::<[u64; 3]>(), prop::collection::vec(row, 0..3)).prop_map(
         |(changed, reach, [sent_ms, echo_ms, held_ms], rows)| Message::Announce {
@@ -143,9 +144,9 @@ fn versions_agree_on_the_newest_that_both_speak() {
     assert_eq!(range(4, 6).agree(range(2, 4)), Some(4));
 }
 
-/// What version 2 is, byte by byte: a change here is a new version.
+/// What version 3 is, byte by byte: a change here is a new version.
 #[test]
-fn the_bytes_of_version_2_are_these() {
+fn the_bytes_of_version_3_are_these() {
     let origin = Origin { node: "a".parse().unwrap(), incarnation: 2 };
     let vector = VersionVector::from_iter([(origin.clone(), 3)]);
     let reach = Reach { cut: Stamp(7), floor: Stamp(5) };
@@ -163,7 +164,7 @@ fn the_bytes_of_version_2_are_these() {
     let golden = [
         (
             Message::Hello { versions: VERSIONS, node: origin.node.clone(), vector: vector.clone(), reach },
-            "01000200020001610000000100016100000000000000020000000000000003\
+            "01000300030001610000000100016100000000000000020000000000000003\
              00000000000000070000000000000005",
         ),
         (
@@ -177,10 +178,11 @@ fn the_bytes_of_version_2_are_these() {
                 changed: vector,
                 reach,
                 ping: Ping { sent_ms: 300, echo_ms: 1, held_ms: 0 },
-                rows: vec![Row { origin, promise: Stamp(9), seq: 3, cut: Stamp(8), rest: 1 }],
+                rows: vec![Row { origin, promise: Stamp(9), seq: 3, cut: Stamp(8), rest: 1, floor: Stamp(6) }],
             },
             "03000000010001610000000000000002000000000000000300000000000000070000000000000005ac0201000100016100\
-             0000000000000200000000000000090300000000000000080000000000000001",
+             0000000000000200000000000000090300000000000000080000000000000001\
+             0000000000000006",
         ),
         (Message::Ask { after: Bytes::from_static(b"d") }, "040164"),
     ];
