@@ -23,8 +23,15 @@ impl World {
         let pairs: Vec<_> = self.links.keys().copied().filter(|pair| pair.0 == of || pair.1 == of).collect();
         pairs.into_iter().for_each(|pair| self.disconnect(pair));
         let mut rng = self.rng.clone();
-        self.nodes[of].disk.crash(&mut rng);
+        let disk = Arc::clone(&self.nodes[of].disk);
+        let has = |dot: &Dot| disk.get(&crate::layout::index(dot)).unwrap().is_some();
+        let had: Vec<Dot> = self.applied.keys().filter(|dot| has(dot)).cloned().collect();
+        disk.crash(&mut rng);
         self.rng = rng;
+        // What was not flushed it never had.
+        for dot in had.iter().filter(|dot| !has(dot)) {
+            self.applied.entry(dot.clone()).or_default().remove(&of);
+        }
         true
     }
 
