@@ -8,7 +8,8 @@ use selvage_config::bundle::Bundle;
 use selvage_config::node::{Egress as EgressConfig, Kv as KeptBy, KvEngine};
 use selvage_sync::{Kv, Options as KvOptions};
 
-use super::{StartError, WaysOut, base, local, start_engines};
+use super::up::local;
+use super::{StartError, WaysOut, base, start_engines};
 use crate::engine::EngineOptions;
 use crate::release::activate::{Settings, ready};
 use crate::release::fetch::Fetched;
