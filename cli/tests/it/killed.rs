@@ -126,6 +126,8 @@ async fn check(asker: &Asker, done: &Acknowledged, tags: usize, since: u64) {
             planned.len() == 1 && (number..=number.saturating_add(since)).contains(&planned[0]),
             "{app}@{number}: {planned:?}"
         );
+        // It is there now, told or not: it must not be lost either, and the next kill may leave one more.
+        done.releases.lock().unwrap().insert(app, planned[0]);
     }
     let secrets = done.secrets.lock().unwrap().clone();
     for (app, most) in secrets {
