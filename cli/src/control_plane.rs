@@ -16,6 +16,10 @@ use crate::output::{Output, failure, wrong};
 pub(crate) struct Arguments {
     #[command(flatten)]
     config: ConfigFile,
+    /// Make this control plane's authority and key of plans those of the fleet, in place of those that control planes with
+    /// one state ([nats]) had before. Stop the others first.
+    #[arg(long)]
+    new_keys: bool,
 }
 
 /// Which configuration of a control plane.
@@ -34,7 +38,17 @@ pub(crate) struct ConfigFile {
 
 /// Runs the control plane.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Report> {
-    let config = load(&arguments.config.config)?;
+    let mut config = load(&arguments.config.config)?;
+    match &mut config.nats {
+        Some(nats) => nats.new_keys = arguments.new_keys,
+        None if arguments.new_keys => {
+            return Err(wrong(
+                "--new-keys is for control planes with one state",
+                Some("add [nats] to the configuration"),
+            ));
+        }
+        None => {}
+    }
     let started = ControlPlane::start(config).await;
     let control_plane = started.map_err(|error| failure("start the control plane", &error, None))?;
     let address = control_plane.address();

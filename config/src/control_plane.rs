@@ -1,5 +1,6 @@
 //! The configuration of a control plane: a TOML file that its operator writes.
 
+mod nats;
 mod registry;
 
 use std::collections::BTreeSet;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use crate::operator::OperatorRole;
+pub use nats::NatsConfig;
 pub use registry::{RegistryConfig, RepositoryRule, Upstream};
 
 use crate::invalid::{Invalid, Problems};
@@ -42,6 +44,9 @@ pub struct ControlPlaneConfig {
     /// What the registry keeps, refuses and mirrors.
     #[serde(default)]
     pub registry: RegistryConfig,
+    /// Where it has one state with other control planes. Without it, its state is its own.
+    #[serde(default)]
+    pub nats: Option<NatsConfig>,
 }
 
 /// How plans are signed.
@@ -132,6 +137,9 @@ impl ControlPlaneConfig {
             problems.add(None, "operators", message, None);
         }
         config.registry.settle(base, &mut problems);
+        if let Some(nats) = &mut config.nats {
+            nats.settle(base, &mut problems);
+        }
         problems.settle(file, text, Some(config))
     }
 }

@@ -78,6 +78,7 @@ fn serve(directory: &Path) {
         authority: None,
         sealing_key: None,
         registry: RegistryConfig::default(),
+        nats: None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, StatusCode};
 use selvage_certs::LateError;
 use selvage_config::app::AppError;
 use selvage_config::app::variables::TemplateError;
@@ -11,9 +12,13 @@ use crate::answers::Problem;
 use crate::body::BodyError;
 use crate::fleet::{MemberError, RevokeError, StatusError};
 use crate::joining::JoinError;
+use crate::journal::JournalError;
 use crate::registry::RegistryError;
 use crate::releases::ReleaseError;
 use crate::state::StateError;
+
+/// After how many seconds somebody may ask again who was turned away for the time being.
+const RETRY_SECONDS: &str = "2";
 
 /// A request that failed.
 #[derive(Debug)]
@@ -47,13 +52,43 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status, Json(Problem { error: self.error, hint: self.hint })).into_response()
+        retry_later((self.status, Json(Problem { error: self.error, hint: self.hint })).into_response())
+    }
+}
+
+/// Whoever is turned away for a while is told for how long (RFC 9110 15.6.4).
+pub(crate) fn retry_later(mut answer: Response) -> Response {
+    if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
+    }
+    answer
+}
+
+/// What clients are told of a journal that is away: where it is, is for the log.
+pub(crate) fn away(error: &StateError) -> &'static str {
+    match error {
+        StateError::Journal(JournalError::Unsettled) => {
+            "the state that control planes share did not answer: whether the change was made is seen when it is back"
+        }
+        _ => "the state that control planes share is out of reach: nothing was changed",
+    }
+}
+
+impl From<&StateError> for Failure {
+    fn from(error: &StateError) -> Self {
+        match error {
+            StateError::Journal(JournalError::Away(_) | JournalError::Unsettled | JournalError::Stale) => {
+                tracing::warn!(%error, "a change waits");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, away(error)).hint("try again in some seconds")
+            }
+            _ => Self::internal(error),
+        }
     }
 }
 
 impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
-        Self::internal(&error)
+        Self::from(&error)
     }
 }
 
@@ -120,7 +155,7 @@ impl From<ReleaseError> for Failure {
             ReleaseError::Variables { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "put large values into a file of the app")
             }
-            ReleaseError::State(error) => return Self::internal(error),
+            ReleaseError::State(error) => return error.into(),
         };
         Self::new(status, error).hint(hint)
     }
@@ -142,8 +177,8 @@ impl From<StatusError> for Failure {
             StatusError::Generation { .. } => StatusCode::BAD_REQUEST,
             StatusError::Nodes | StatusError::Alive { .. } => StatusCode::CONFLICT,
             StatusError::NoNode { .. } => StatusCode::NOT_FOUND,
-            StatusError::Unwritten => StatusCode::INTERNAL_SERVER_ERROR,
-            StatusError::State(error) => return Self::internal(error),
+            StatusError::Unwritten => StatusCode::SERVICE_UNAVAILABLE,
+            StatusError::State(error) => return error.into(),
         };
         Self::new(status, error)
     }
@@ -160,7 +195,7 @@ impl From<MemberError> for Failure {
             MemberError::Token => (StatusCode::FORBIDDEN, "ask for another join token"),
             MemberError::Name(_) => (StatusCode::FORBIDDEN, "join with the name that the token was made for"),
             MemberError::Taken(_) => (StatusCode::CONFLICT, "take another name, or a token that is made for this one"),
-            MemberError::State(error) => return Self::internal(error),
+            MemberError::State(error) => return error.into(),
         };
         Self::new(status, error).hint(hint)
     }

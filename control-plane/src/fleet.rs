@@ -1,15 +1,16 @@
 //! The fleet: the one owner of the records. Every change goes through [`Fleet`], one at a time, and is on disk before
-//! anybody sees it.
+//! anybody sees it; where the state is shared, it is in the journal.
 
 mod advance;
 mod history;
 mod load;
 mod members;
+mod others;
 mod settle;
 mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -25,12 +26,14 @@ use tokio::sync::{Notify, watch};
 
 use crate::answers::{NodeAnswer, Share};
 use crate::audit::now_ms;
+use crate::journal::JournalError;
 use crate::plans::{Polls, Reader, Signer, next_generation};
 use crate::releases::{self, Proposal, ReleaseError};
-use crate::state::{KeyValue, NodeRecord, Records, ReleaseRecord, State, StateError};
+use crate::state::{KeyValue, NodeRecord, Order, Records, ReleaseRecord, State, StateError};
 
 pub(crate) use advance::Moved;
 pub(crate) use members::{MemberError, Said};
+pub(crate) use others::Followed;
 
 use history::History;
 use load::Loads;
@@ -47,14 +50,16 @@ const NONCE_BYTES: usize = 16;
 /// The records, and who waits for them to change.
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    state: State,
-    /// Held for the length of a change.
-    changing: Mutex<Peers>,
+    state: Arc<State>,
+    /// What plans have told of peers. Nobody holds it for longer than a look: the order of changes is the state's.
+    peers: Mutex<Peers>,
     /// Told when peers have changed and no plan says so yet.
     pub(crate) unsettled: Notify,
     records: watch::Sender<Arc<Records>>,
     /// What nodes have told and nobody has written down yet: at most one for each request under way.
     told: Mutex<Vec<Arc<Telling>>>,
+    /// Held by whoever writes that down, until it is known what became of it.
+    writing: Mutex<()>,
     /// The generation of the records. Who waits for a plan is not woken by what nodes tell.
     generations: watch::Sender<u64>,
     history: History,
@@ -66,7 +71,15 @@ pub(crate) struct Fleet {
     polls: Polls,
     signer: Option<Signer>,
     loads: Loads,
-    started: Instant,
+    /// Since when nodes are heard: nobody is silent who could not have been heard yet.
+    hears_since: Mutex<Instant>,
+}
+
+/// A change that was tried.
+enum Tried<E> {
+    /// It can't be, on these records.
+    Refused(E),
+    Unwritten(StateError),
 }
 
 /// Why a status was not taken.
@@ -109,20 +122,18 @@ pub(crate) enum Polled {
 
 impl Fleet {
     /// The fleet as it was remembered. Without a signer its plans are unsigned.
-    ///
-    /// What nodes shall know of `operators` is told under the signature alone: a plan without says nothing of them.
-    pub(crate) fn open(state: State, signer: Option<Signer>, operators: Operators) -> Result<Self, StateError> {
+    pub(crate) fn open(state: Arc<State>, signer: Option<Signer>) -> Result<Self, StateError> {
         let records = Arc::new(state.load()?);
         let mut nonce = [0; NONCE_BYTES];
         SystemRandom::new().fill(&mut nonce).map_err(|_| StateError::Random)?;
         let history = History::default();
         history.note(&records);
-        let operators = signer.is_some().then(|| Arc::new(operators));
-        let fleet = Self {
+        Ok(Self {
             state,
-            changing: Mutex::new(Peers::new(&records)),
+            peers: Mutex::new(Peers::new(&records)),
             unsettled: Notify::new(),
             told: Mutex::default(),
+            writing: Mutex::default(),
             generations: watch::Sender::new(records.generation),
             records: watch::Sender::new(records),
             history,
@@ -132,15 +143,22 @@ impl Fleet {
             polls: Polls::default(),
             signer,
             loads: Loads::default(),
-            started: Instant::now(),
-        };
-        if fleet.records().operators != operators {
-            fleet.change(|records| {
-                records.operators = operators;
-                Ok::<_, StateError>(())
-            })?;
+            hears_since: Mutex::new(Instant::now()),
+        })
+    }
+
+    /// Has plans tell nodes of these operators; waits on the disk. It is done under the signature alone: a plan without
+    /// says nothing of them. Whoever starts last has its own told, and nobody writes them again because they differ.
+    pub(crate) fn tell_of(&self, operators: &Operators) -> Result<(), StateError> {
+        let operators = self.signer.is_some().then(|| Arc::new(operators.clone()));
+        if self.records().operators == operators {
+            return Ok(());
         }
-        Ok(fleet)
+        self.change(|records| {
+            records.operators.clone_from(&operators);
+            Ok(())
+        })
+        .map(|((), _)| ())
     }
 
     /// The records as they are now.
@@ -158,37 +176,61 @@ impl Fleet {
         self.state.sealing_key()
     }
 
-    /// Makes one change; waits on the disk. Nothing changes if `change` fails.
-    fn change<T, E: From<StateError>>(&self, change: impl FnOnce(&mut Records) -> Result<T, E>) -> Result<(T, u64), E> {
-        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.change_under(&mut changing, change)
+    /// Makes one change; waits on the disk, and on the journal if there is one. Nothing changes if `change` fails. What
+    /// other control planes changed meanwhile comes first, and `change` is then tried on that: it is made, or refused, as
+    /// if all had come one after the other.
+    fn change<T, E: From<StateError>>(&self, change: impl Fn(&mut Records) -> Result<T, E>) -> Result<(T, u64), E> {
+        let until = Instant::now() + self.state.contend();
+        loop {
+            let (base, tried) = {
+                let order = self.state.order();
+                (self.state.applied(), self.change_under(&order, &change))
+            };
+            match tried {
+                Ok(changed) => return Ok(changed),
+                Err(Tried::Refused(error)) => {
+                    if self.state.is_current(base)? {
+                        return Err(error);
+                    }
+                }
+                Err(Tried::Unwritten(StateError::Journal(JournalError::Stale))) => self.state.wait_past(base)?,
+                Err(Tried::Unwritten(error)) => return Err(error.into()),
+            }
+            if Instant::now() > until {
+                let why = "other control planes change too much at once";
+                return Err(StateError::from(JournalError::Away(why.into())).into());
+            }
+        }
     }
 
-    /// The same for who holds the lock.
+    /// The same, once, for who holds the lock.
     fn change_under<T, E: From<StateError>>(
         &self,
-        changing: &mut MutexGuard<'_, Peers>,
-        change: impl FnOnce(&mut Records) -> Result<T, E>,
-    ) -> Result<(T, u64), E> {
+        order: &Order<'_>,
+        change: &impl Fn(&mut Records) -> Result<T, E>,
+    ) -> Result<(T, u64), Tried<E>> {
         let before = self.records();
         let mut after = (*before).clone();
-        let value = change(&mut after)?;
-        after.generation = next_generation(&before, &after);
-        if after.generation != before.generation && before.is_told_as(&after) && changing.may_wait(&after) {
-            after.generation = before.generation;
-            self.unsettled.notify_one();
-        }
-        let generation = self.publish(&before, after)?;
-        if generation != before.generation {
-            changing.settled();
-        }
+        let value = change(&mut after).map_err(Tried::Refused)?;
+        let news = next_generation(&before, &after);
+        let may_wait = news != before.generation && before.is_told_as(&after) && self.peers().may_wait(&after);
+        // A change that makes a generation of its own is told now, whatever it is of.
+        after.generation = after.generation.max(if may_wait { before.generation } else { news });
+        let generation = after.generation;
+        self.state.save(&before, &after).map_err(Tried::Unwritten)?;
+        self.show(order, &before, after);
         Ok((value, generation))
     }
 
-    /// Writes the records down and shows them to everybody.
-    fn publish(&self, before: &Records, after: Records) -> Result<u64, StateError> {
+    /// Shows everybody what was written down, here or by another control plane.
+    fn show(&self, _order: &Order<'_>, before: &Records, after: Records) {
         let generation = after.generation;
-        self.state.save(before, &after)?;
+        if generation != before.generation {
+            self.peers().settled();
+        } else if next_generation(before, &after) != generation {
+            self.peers().unsettle();
+            self.unsettled.notify_one();
+        }
         let after = Arc::new(after);
         if generation != before.generation || after.is_behind() {
             self.history.note(&after);
@@ -197,12 +239,11 @@ impl Fleet {
         if generation != before.generation {
             self.generations.send_replace(generation);
         }
-        Ok(generation)
     }
 
     /// Makes a release current. Answers whether it is new, and the generation that names it.
-    pub(crate) fn release(&self, proposal: Proposal) -> Result<((Release, bool), u64), ReleaseError> {
-        self.change(|records| releases::release(records, proposal))
+    pub(crate) fn release(&self, proposal: &Proposal) -> Result<((Release, bool), u64), ReleaseError> {
+        self.change(|records| releases::release(records, proposal.clone()))
     }
 
     /// Takes the last move back, or goes to an earlier release.
@@ -216,13 +257,14 @@ impl Fleet {
     }
 
     /// Lets a release serve a part of the visitors, or no longer.
-    pub(crate) fn split(&self, id: &ReleaseId, share: Option<Share>) -> Result<(Release, u64), ReleaseError> {
-        self.change(|records| releases::split(records, id, share))
+    pub(crate) fn split(&self, id: &ReleaseId, share: Option<&Share>) -> Result<(Release, u64), ReleaseError> {
+        self.change(|records| releases::split(records, id, share.cloned()))
     }
 
     /// Sets a secret of an app, or takes it away. Nodes that run the app get it at once.
-    pub(crate) fn secret(&self, app: &AppName, name: &str, value: Option<String>) -> Result<u64, ReleaseError> {
-        self.change(|records| releases::secret(records, app, name, value)).map(|((), generation)| generation)
+    pub(crate) fn secret(&self, app: &AppName, name: &str, value: Option<&str>) -> Result<u64, ReleaseError> {
+        self.change(|records| releases::secret(records, app, name, value.map(str::to_owned)))
+            .map(|((), generation)| generation)
     }
 
     /// Takes an app off all plans.
@@ -305,6 +347,11 @@ impl Fleet {
                 believed.remove(node);
             }
         }
+    }
+
+    /// Which authorities a node has told that it knows.
+    fn believed_by(&self, node: &NodeName) -> Option<Authorities> {
+        self.believed.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied()
     }
 
     /// Whether a node is known, and its certificates are worth something.

@@ -79,15 +79,14 @@ pub(crate) struct Invitation {
 }
 
 impl Joining {
-    /// With the authority of a directory, which is made if there is none.
+    /// With the authority of a directory, which is made if there is none. Answers too which one issues now.
     ///
     /// # Errors
     /// The authority's.
-    pub(crate) fn open(authority: Option<PathBuf>, roots: PathBuf) -> Result<Self, AuthorityError> {
-        if let Some(directory) = &authority {
-            Authority::open_or_create(directory)?;
-        }
-        Ok(Self { authority, roots, told: Mutex::default() })
+    pub(crate) fn open(authority: Option<PathBuf>, roots: PathBuf) -> Result<(Self, Option<Digest>), AuthorityError> {
+        let open = |directory: &PathBuf| Authority::open_or_create(directory);
+        let issuing = authority.as_ref().map(open).transpose()?.map(|now| Digest::of(&now.certificate_der()));
+        Ok((Self { authority, roots, told: Mutex::default() }, issuing))
     }
 
     fn authority(&self) -> Result<Authority, JoinError> {

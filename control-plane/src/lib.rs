@@ -9,6 +9,8 @@ mod disk;
 
 mod state;
 
+mod journal;
+
 mod fleet;
 mod plans;
 mod releases;
@@ -48,6 +50,7 @@ use access::{Access, KEY_BYTES, Tokens};
 use audit::Audit;
 use fleet::{Fleet, Moved};
 use joining::Joining;
+use journal::{Journal, JournalError, Keys};
 use listen::Tls;
 use plans::Signer;
 pub use plans::SignerError;
@@ -60,6 +63,10 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// How often a rollout under way is looked at when nobody tells anything.
 const ADVANCE_EVERY: Duration = Duration::from_millis(250);
+/// The row of the key that tokens of the registry are made with.
+const TOKEN_KEY: &str = "registry-token-key";
+/// Pause before it is tried again what the journal did not take.
+const AWAY: Duration = Duration::from_secs(1);
 /// How often what nothing refers to is looked for.
 const COLLECT_EVERY: Duration = Duration::from_secs(3_600);
 
@@ -102,6 +109,15 @@ pub enum StartError {
     /// What was remembered can't be read.
     #[error("read the state of earlier runs")]
     State(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The state can't be shared.
+    #[error("share the state with other control planes")]
+    Shared(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The state is a copy of one that is shared.
+    #[error("{path} is a copy of the state that control planes share: [nats] is missing")]
+    Alone {
+        /// The state directory.
+        path: PathBuf,
+    },
     /// Plans can't be signed.
     #[error("sign plans")]
     Signer(#[from] SignerError),
@@ -129,7 +145,16 @@ pub enum StartError {
 
 impl From<StateError> for StartError {
     fn from(error: StateError) -> Self {
-        Self::State(Box::new(error))
+        match error {
+            StateError::Journal(error) => error.into(),
+            other => Self::State(Box::new(other)),
+        }
+    }
+}
+
+impl From<JournalError> for StartError {
+    fn from(error: JournalError) -> Self {
+        Self::Shared(Box::new(error))
     }
 }
 
@@ -146,10 +171,21 @@ impl ControlPlane {
             tracing::warn!("plans are not signed: nodes with a root take none; `selvage root` makes one");
         }
         let signer = disk::wait(move || plans.as_ref().map(Signer::load).transpose()).await?;
+        let (joining, issuing) = {
+            let (authority, roots) = (config.authority, config.identity.roots.clone());
+            disk::wait(move || Joining::open(authority, roots)).await?
+        };
+        let keys = Keys { authority: issuing, plans: signer.as_ref().map(Signer::key_id) };
+        let journal = match config.nats {
+            Some(nats) => Some(Arc::new(Journal::connect(nats).await?)),
+            None => None,
+        };
+        let shared = journal.clone().map(|journal| (journal, keys));
         let registry_config = config.registry.clone();
         let sealing = config.sealing_key.unwrap_or_else(|| directory.join("sealing.key"));
         let told = told(&config.operators);
-        let opened = disk::wait(move || open(&directory, &sealing, registry_config, (signer, told))).await?;
+        let own = (signer, told.clone());
+        let opened = disk::wait(move || open(&directory, &sealing, registry_config, own, shared.as_ref())).await?;
         let upstreams = {
             let upstreams = config.registry.upstreams;
             disk::wait(move || Upstreams::open(&upstreams)).await?
@@ -162,10 +198,6 @@ impl ControlPlane {
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let Opened { fleet, registry, audit, token_key } = opened;
-        let joining = {
-            let (authority, roots) = (config.authority, config.identity.roots.clone());
-            disk::wait(move || Joining::open(authority, roots)).await?
-        };
         let access = Access::new(config.operators, Tokens::new(&token_key));
         let registry = Arc::new(registry);
         let parts = Arc::new(Parts {
@@ -182,6 +214,12 @@ impl ControlPlane {
         let mut chores = JoinSet::new();
         chores.spawn(advance(Arc::clone(&parts)));
         chores.spawn(settle(Arc::clone(&parts)));
+        if let Some(journal) = journal {
+            chores.spawn(journal::follow(Arc::clone(&journal), Arc::clone(&parts)));
+            chores.spawn(journal::hear(Arc::clone(&journal), Arc::clone(&parts)));
+            chores.spawn(journal::upkeep(journal, Arc::clone(parts.fleet.state())));
+            chores.spawn(tell_of(Arc::clone(&parts), told));
+        }
         if config.registry.collect_after_hours > 0 {
             chores.spawn(collect(Arc::clone(&parts), config.registry.collect_after_hours));
         }
@@ -224,6 +262,7 @@ fn open(
     sealing: &Path,
     config: RegistryConfig,
     (signer, operators): (Option<Signer>, Operators),
+    shared: Option<&(Arc<Journal>, Keys)>,
 ) -> Result<Opened, StartError> {
     let make = |path: PathBuf| {
         // Others on the machine have no business here: a release may carry secret variables.
@@ -238,14 +277,29 @@ fn open(
         |source| StartError::Directory { path, source }
     };
     let seal = Seal::open(sealing).map_err(failed(sealing))?;
-    let state = State::open(&directory.join("db"), seal)?;
-    let token_key = state.key("registry-token-key")?;
-    let catalog = state.open_catalog()?;
-    let registry = Registry::open(blobs, &uploads, catalog, config)
+    let state = Arc::new(State::open(&directory.join("db"), seal)?);
+    let registry = Registry::open(blobs, &uploads, Arc::clone(&state), config)
         .map_err(|source| StartError::Directory { path: uploads, source })?;
+    match shared {
+        Some((journal, keys)) => {
+            let found = || {
+                state.seal_key::<KEY_BYTES>(TOKEN_KEY)?;
+                registry.found(journal).map_err(|error| StateError::Found(Box::new(error)))
+            };
+            journal::join(journal, &state, found, keys)?;
+        }
+        // What is changed here alone would be lost, or come twice.
+        None if state.member()?.is_some() => return Err(StartError::Alone { path: directory.to_owned() }),
+        None => {}
+    }
+    let token_key = state.key(TOKEN_KEY)?;
     let path = directory.join("audit.jsonl");
     let audit = Audit::open(&path).map_err(|source| StartError::Directory { path, source })?;
-    Ok(Opened { fleet: Fleet::open(state, signer, operators)?, registry, audit, token_key })
+    let fleet = Fleet::open(state, signer)?;
+    if shared.is_none() {
+        fleet.tell_of(&operators)?;
+    }
+    Ok(Opened { fleet, registry, audit, token_key })
 }
 
 /// Moves rollouts on: at every news, and by the clock while one is under way.
@@ -269,6 +323,10 @@ async fn advance(parts: Arc<Parts>) {
                     parts.moves.notify_one();
                 }
             }
+            Err(StateError::Journal(error)) => {
+                tracing::warn!(%error, "rollouts wait");
+                tokio::time::sleep(AWAY).await;
+            }
             Err(error) => {
                 tracing::error!(%error, "rollouts stand still");
                 tokio::time::sleep(ADVANCE_EVERY).await;
@@ -286,10 +344,30 @@ async fn settle(parts: Arc<Parts>) {
         };
         tokio::time::sleep(wait).await;
         let at = Arc::clone(&parts);
-        if let Err(error) = disk::wait(move || at.fleet.settle()).await {
-            tracing::error!(%error, "peers that changed are not told");
-            tokio::time::sleep(ADVANCE_EVERY).await;
+        match disk::wait(move || at.fleet.settle()).await {
+            Ok(()) => {}
+            Err(StateError::Journal(error)) => {
+                tracing::warn!(%error, "peers that changed are not told yet");
+                tokio::time::sleep(AWAY).await;
+            }
+            Err(error) => {
+                tracing::error!(%error, "peers that changed are not told");
+                tokio::time::sleep(ADVANCE_EVERY).await;
+            }
         }
+    }
+}
+
+/// Has plans tell of the operators of this control plane's file, where the state is shared: once, when the journal is
+/// followed and takes it.
+async fn tell_of(parts: Arc<Parts>, operators: Operators) {
+    loop {
+        let (at, operators) = (Arc::clone(&parts), operators.clone());
+        match disk::wait(move || at.fleet.tell_of(&operators)).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "nodes are not told of the operators yet"),
+        }
+        tokio::time::sleep(AWAY).await;
     }
 }
 

@@ -123,20 +123,22 @@ impl Records {
         self.placed_on(node, app).map(|(record, placed)| record.told(placed.release, Reader::Node))
     }
 
-    /// Whether the nodes that replicate are the same, and where they were. Most records are the very same ones.
-    fn has_same_peers(&self, other: &Self) -> bool {
+    /// Whether the nodes are the same, and where they were. Most records are the very same ones.
+    pub(crate) fn has_same_nodes(&self, other: &Self) -> bool {
         type Told<'r> = (&'r NodeName, &'r Arc<NodeRecord>);
-        let of = |record: &NodeRecord| (record.replication, record.admin, record.status.region.clone());
         let is_same_node = |((a, before), (b, after)): (Told<'_>, Told<'_>)| {
-            a == b && (Arc::ptr_eq(before, after) || of(before) == of(after))
+            a == b && (Arc::ptr_eq(before, after) || before.is_same_peer(after))
         };
+        self.nodes.len() == other.nodes.len() && self.nodes.iter().zip(&other.nodes).all(is_same_node)
+    }
+
+    /// Whether the same nodes replicate, and where they were.
+    fn has_same_peers(&self, other: &Self) -> bool {
         let revoked = |records: &Self| {
             let revoked = records.members.iter().filter(|(_, member)| member.revoked);
             revoked.map(|(node, _)| node.clone()).collect::<Vec<_>>()
         };
-        let are_same_nodes =
-            self.nodes.len() == other.nodes.len() && self.nodes.iter().zip(&other.nodes).all(is_same_node);
-        (are_same_nodes && revoked(self) == revoked(other)) || self.peers().eq(other.peers())
+        (self.has_same_nodes(other) && revoked(self) == revoked(other)) || self.peers().eq(other.peers())
     }
 
     /// Which release of each app `node` shall run: what it keeps if it is cordoned now.
@@ -252,6 +254,11 @@ fn file(path: &Path, bytes_max: usize) -> Result<Vec<u8>, SignerError> {
 }
 
 impl Signer {
+    /// Which key signs, for people and for other control planes.
+    pub(crate) fn key_id(&self) -> String {
+        self.key.public().id().to_string()
+    }
+
     /// Reads the key and the chain of roots, as strictly as a node will.
     pub(crate) fn load(config: &PlanSigning) -> Result<Self, SignerError> {
         let path = config.key.clone();

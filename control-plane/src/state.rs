@@ -1,13 +1,16 @@
 //! What the control plane remembers of apps and nodes, and where it lies on disk.
 //!
 //! [`Records`] are immutable once published; a change makes new ones that share what did not change.
-//! [`State::save`] writes the difference in one batch and returns when it is on disk.
+//! [`State::save`] writes the difference in one batch and returns when it is on disk. Where the state is shared, it
+//! returns when the journal has it: the database is then a copy, and remembers how far it has come.
 
+mod change;
 mod records;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -16,11 +19,15 @@ use selvage_config::operator::Operators;
 use selvage_config::snapshot::Revoked;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sled::{Batch, Db, IVec, Tree};
+use sled::{Db, IVec, Tree};
 
+pub(crate) use change::{CHANGE_BYTES_MAX, Change, Table};
 pub(crate) use records::{
     AppRecord, JoinRecord, MemberRecord, NodeRecord, Records, ReleaseRecord, RolloutRecord, SplitRecord, Stage,
 };
+pub(crate) use shared::{Member, Standing};
+
+use crate::journal::{Journal, JournalError};
 
 /// Memory for pages of the database, bytes.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -58,6 +65,10 @@ pub(crate) enum StateError {
     Random,
     #[error("record {key:?} of the database is malformed")]
     Malformed { key: String },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("put what is here into the object store")]
+    Found(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Whether somebody has the database open. The library has no kind of its own for it.
@@ -68,27 +79,26 @@ fn is_held(error: &sled::Error) -> bool {
 /// A row of the database.
 pub(crate) type KeyValue = (Vec<u8>, Vec<u8>);
 
-/// Rows to be written; without a value they go.
-struct Changes(Vec<(Vec<u8>, Option<Vec<u8>>)>);
-
-impl Changes {
-    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.0.push((key, Some(value)));
-    }
-}
-
-fn operators_row(operators: &Operators) -> Vec<u8> {
-    serde_json::to_vec(operators).expect("it has only strings")
-}
-
 /// The database of apps and nodes.
 #[derive(Debug)]
 pub(crate) struct State {
     database: Db,
     tree: Tree,
+    /// The registry's own records.
+    catalog: Tree,
     /// Apps' records hold values of variables, some of them secret.
     seal: Seal,
+    /// Where the state is shared, if it is.
+    journal: OnceLock<Arc<Journal>>,
+    /// Held for the length of a change.
+    order: Mutex<()>,
+    /// The sequence of the last change of the journal that is in the database, and word of the next.
+    applied: Mutex<u64>,
+    progress: Condvar,
 }
+
+/// The lock under which the state changes.
+pub(crate) type Order<'s> = MutexGuard<'s, ()>;
 
 impl State {
     /// Opens the database in `directory`, or makes it.
@@ -103,49 +113,52 @@ impl State {
                 opened => break opened?,
             }
         };
-        let tree = database.open_tree("fleet")?;
-        Ok(Self { database, tree, seal })
+        let (tree, catalog) = (database.open_tree("fleet")?, database.open_tree("registry")?);
+        let (journal, order, applied, progress) = Default::default();
+        Ok(Self { database, tree, catalog, seal, journal, order, applied, progress })
     }
 
-    /// The tree of the registry's own records.
-    pub(crate) fn open_catalog(&self) -> Result<Tree, StateError> {
-        Ok(self.database.open_tree("registry")?)
+    /// The registry's own records.
+    pub(crate) fn catalog(&self) -> &Tree {
+        &self.catalog
+    }
+
+    /// Waits until nobody else changes anything.
+    pub(crate) fn order(&self) -> Order<'_> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Random bytes that are made once and remembered under `name`.
     pub(crate) fn key<const N: usize>(&self, name: &str) -> Result<[u8; N], StateError> {
         let malformed = || StateError::Malformed { key: name.to_owned() };
+        let _order = self.order();
         if let Some(bytes) = self.tree.get(name)? {
-            return bytes.as_ref().try_into().map_err(|_| malformed());
+            // Those of before keys were sealed are as long as they are.
+            if let Ok(key) = bytes.as_ref().try_into() {
+                return Ok(key);
+            }
+            let opened = self.seal.open_record(name.as_bytes(), &bytes);
+            let opened = opened.ok_or_else(|| StateError::Sealed { key: name.to_owned() })?;
+            return opened.as_slice().try_into().map_err(|_| malformed());
         }
         let mut key = [0; N];
         SystemRandom::new().fill(&mut key).map_err(|_| StateError::Random)?;
-        self.tree.insert(name, key.as_slice())?;
-        self.tree.flush()?;
+        self.write_key(name, &key)?;
         Ok(key)
+    }
+
+    fn write_key(&self, name: &str, key: &[u8]) -> Result<(), StateError> {
+        let sealed = self.seal.seal(name.as_bytes(), key.to_vec()).map_err(StateError::Seal)?;
+        let mut change = Change::default();
+        change.put(Table::Fleet, name.as_bytes().to_vec(), sealed);
+        self.write(&change, true)
     }
 
     /// Everything remembered.
     pub(crate) fn load(&self) -> Result<Records, StateError> {
-        let generation = match self.tree.get(GENERATION)? {
-            None => 0,
-            Some(bytes) => u64::from_be_bytes(
-                bytes.as_ref().try_into().map_err(|_| StateError::Malformed { key: "generation".into() })?,
-            ),
-        };
-        let revoked = match self.tree.get(REVOKED)? {
-            None => Revoked::default(),
-            Some(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|source| StateError::Record { key: "revoked".into(), source })?
-            }
-        };
-        let operators = match self.tree.get(OPERATORS)? {
-            None => None,
-            Some(bytes) => Some(Arc::new(
-                serde_json::from_slice(&bytes)
-                    .map_err(|source| StateError::Record { key: "operators".into(), source })?,
-            )),
-        };
+        let generation = self.tree.get(GENERATION)?.map_or(Ok(0), |bytes| generation_of(&bytes))?;
+        let revoked = self.tree.get(REVOKED)?.map_or_else(|| Ok(Revoked::default()), |bytes| revoked_of(&bytes))?;
+        let operators = self.tree.get(OPERATORS)?.map(|bytes| operators_of(&bytes)).transpose()?;
         Ok(Records {
             generation,
             apps: self.load_all(APP)?,
@@ -164,66 +177,92 @@ impl State {
     {
         let read = |entry: sled::Result<(IVec, IVec)>| {
             let (key, value) = entry?;
-            let text = String::from_utf8_lossy(&key).into_owned();
-            let name = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
-            let name = N::try_from(name).map_err(|_| StateError::Malformed { key: text.clone() })?;
-            let value = self.seal.open_record(&key, &value).ok_or_else(|| StateError::Sealed { key: text.clone() })?;
-            let record = serde_json::from_slice(&value).map_err(|source| StateError::Record { key: text, source })?;
-            Ok((name, Arc::new(record)))
+            self.read(&key, &key[prefix.len()..], &value)
         };
         self.tree.scan_prefix(prefix).map(read).collect()
     }
 
-    /// Makes `after` what is remembered instead of `before`: whole or not at all. It is on disk on return if it
-    /// changes a plan or a release; what else a node tells, it tells again in seconds.
+    /// One record, with the name at the end of its key.
+    fn read<N, R>(&self, key: &[u8], name: &[u8], value: &[u8]) -> Result<(N, Arc<R>), StateError>
+    where
+        N: TryFrom<String>,
+        R: DeserializeOwned,
+    {
+        let text = String::from_utf8_lossy(key).into_owned();
+        let name = name_of(key, name)?;
+        let value = self.seal.open_record(key, value).ok_or_else(|| StateError::Sealed { key: text.clone() })?;
+        let record = serde_json::from_slice(&value).map_err(|source| StateError::Record { key: text, source })?;
+        Ok((name, Arc::new(record)))
+    }
+
+    /// Puts one record in its place, or takes it away.
+    fn set<N, R>(
+        &self,
+        records: &mut BTreeMap<N, Arc<R>>,
+        key: &[u8],
+        name: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<(), StateError>
+    where
+        N: TryFrom<String> + Ord,
+        R: DeserializeOwned,
+    {
+        match value {
+            Some(value) => {
+                let (name, record) = self.read(key, name, value)?;
+                records.insert(name, record);
+            }
+            None => drop(records.remove(&name_of(key, name)?)),
+        }
+        Ok(())
+    }
+
+    /// Makes `after` what is remembered instead of `before`: whole or not at all. It is on disk, or in the journal, on
+    /// return if it changes a plan or a release; what else a node tells, it tells again in seconds. The order must be held.
     pub(crate) fn save(&self, before: &Records, after: &Records) -> Result<(), StateError> {
-        let mut rows = Changes(Vec::new());
+        let mut rows = Change::default();
         if before.generation != after.generation {
-            rows.put(GENERATION.to_vec(), after.generation.to_be_bytes().to_vec());
+            rows.put(Table::Fleet, GENERATION.to_vec(), after.generation.to_be_bytes().to_vec());
         }
         if before.revoked != after.revoked {
-            rows.put(REVOKED.to_vec(), serde_json::to_vec(&*after.revoked).expect("it has only strings"));
+            let revoked = serde_json::to_vec(&*after.revoked).expect("it has only strings");
+            rows.put(Table::Fleet, REVOKED.to_vec(), revoked);
         }
         if before.operators != after.operators {
-            rows.0.push((OPERATORS.to_vec(), after.operators.as_deref().map(operators_row)));
+            match after.operators.as_deref() {
+                Some(operators) => rows.put(Table::Fleet, OPERATORS.to_vec(), operators_row(operators)),
+                None => rows.remove(Table::Fleet, OPERATORS.to_vec()),
+            }
         }
         self.put_changed(&mut rows, APP, &before.apps, &after.apps)?;
         self.put_changed(&mut rows, NODE, &before.nodes, &after.nodes)?;
         self.put_changed(&mut rows, MEMBER, &before.members, &after.members)?;
         self.put_changed(&mut rows, JOIN, &before.joins, &after.joins)?;
-        let mut batch = Batch::default();
-        for (key, value) in rows.0 {
-            match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
-            }
-        }
-        self.tree.apply_batch(batch)?;
         let is_lasting = before.generation != after.generation
             || before.apps != after.apps
             || before.members != after.members
             || before.joins != after.joins
             || before.operators != after.operators;
-        if is_lasting {
-            self.tree.flush()?;
-        }
-        Ok(())
+        // A node that is gone is gone everywhere, and one that is new, or elsewhere, is known to be.
+        let is_shared = || self.journal().is_some() && !before.has_same_nodes(after);
+        self.write(&rows, is_lasting || is_shared())
     }
 
     /// All rows of these records, as they lie on the disk.
     pub(crate) fn rows(&self, records: &Records) -> Result<Vec<KeyValue>, StateError> {
-        let mut rows = Changes(Vec::new());
+        let mut rows = Change::default();
         let none = Records::default();
-        rows.put(GENERATION.to_vec(), records.generation.to_be_bytes().to_vec());
-        rows.put(REVOKED.to_vec(), serde_json::to_vec(&*records.revoked).expect("it has only strings"));
+        rows.put(Table::Fleet, GENERATION.to_vec(), records.generation.to_be_bytes().to_vec());
+        let revoked = serde_json::to_vec(&*records.revoked).expect("it has only strings");
+        rows.put(Table::Fleet, REVOKED.to_vec(), revoked);
         if let Some(operators) = &records.operators {
-            rows.put(OPERATORS.to_vec(), operators_row(operators));
+            rows.put(Table::Fleet, OPERATORS.to_vec(), operators_row(operators));
         }
         self.put_changed(&mut rows, APP, &none.apps, &records.apps)?;
         self.put_changed(&mut rows, NODE, &none.nodes, &records.nodes)?;
         self.put_changed(&mut rows, MEMBER, &none.members, &records.members)?;
         self.put_changed(&mut rows, JOIN, &none.joins, &records.joins)?;
-        Ok(rows.0.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+        Ok(rows.rows().iter().filter_map(|row| Some((row.key.clone(), row.value.clone()?))).collect())
     }
 
     /// Takes rows of a backup into a database that is empty, under another generation. Join tokens are left out, and
@@ -249,7 +288,7 @@ impl State {
 
     fn put_changed<N, R>(
         &self,
-        rows: &mut Changes,
+        rows: &mut Change,
         prefix: &[u8],
         before: &BTreeMap<N, Arc<R>>,
         after: &BTreeMap<N, Arc<R>>,
@@ -267,14 +306,37 @@ impl State {
                 if prefix == APP {
                     bytes = self.seal.seal(&key, bytes).map_err(StateError::Seal)?;
                 }
-                rows.put(key, bytes);
+                rows.put(Table::Fleet, key, bytes);
             }
         }
         for name in before.keys().filter(|name| !after.contains_key(name)) {
-            rows.0.push((key(name), None));
+            rows.remove(Table::Fleet, key(name));
         }
         Ok(())
     }
+}
+
+fn name_of<N: TryFrom<String>>(key: &[u8], name: &[u8]) -> Result<N, StateError> {
+    let malformed = |_| StateError::Malformed { key: String::from_utf8_lossy(key).into_owned() };
+    N::try_from(String::from_utf8_lossy(name).into_owned()).map_err(malformed)
+}
+
+fn generation_of(bytes: &[u8]) -> Result<u64, StateError> {
+    let bytes = bytes.try_into().map_err(|_| StateError::Malformed { key: "generation".into() })?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+fn operators_row(operators: &Operators) -> Vec<u8> {
+    serde_json::to_vec(operators).expect("it has only strings")
+}
+
+fn operators_of(bytes: &[u8]) -> Result<Arc<Operators>, StateError> {
+    let read = serde_json::from_slice(bytes);
+    read.map(Arc::new).map_err(|source| StateError::Record { key: "operators".into(), source })
+}
+
+fn revoked_of(bytes: &[u8]) -> Result<Revoked, StateError> {
+    serde_json::from_slice(bytes).map_err(|source| StateError::Record { key: "revoked".into(), source })
 }
 
 #[cfg(test)]

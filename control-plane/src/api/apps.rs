@@ -115,7 +115,7 @@ async fn release(
         let (created_ms, name) = (now_ms(), created_by);
         let proposal =
             Proposal { app, repository, manifest, variables, hosts, declared, created_by: name, created_ms, how };
-        let ((release, is_new), generation) = at.fleet.release(proposal)?;
+        let ((release, is_new), generation) = at.fleet.release(&proposal)?;
         Ok::<_, Failure>((before, release, is_new, generation))
     })
     .await?;
@@ -255,7 +255,7 @@ async fn change_split(
 ) -> Result<Json<Released>, Failure> {
     let before = current(parts, &id.app);
     let (at, split) = (Arc::clone(parts), id.clone());
-    let (release, generation) = disk::wait(move || at.fleet.split(&split, share)).await?;
+    let (release, generation) = disk::wait(move || at.fleet.split(&split, share.as_ref())).await?;
     parts.audit.note_change(who, "release.split", &id, before, current(parts, &id.app)).await;
     Ok(Json(Released { release: hidden(&release), generation }))
 }
@@ -302,7 +302,7 @@ async fn change_secret(
     // Neither the value nor its hash is told: a short secret could be guessed from that.
     let (what, after) = if value.is_some() { ("secret.set", "set") } else { ("secret.drop", "") };
     let (at, owner, variable) = (Arc::clone(parts), app.clone(), name.clone());
-    let generation = disk::wait(move || at.fleet.secret(&owner, &variable, value)).await?;
+    let generation = disk::wait(move || at.fleet.secret(&owner, &variable, value.as_deref())).await?;
     parts.audit.note(who, what, format!("{app}/{name}"), after).await;
     Ok(Json(Removed { generation }))
 }

@@ -112,7 +112,7 @@ async fn say(
         NodeRequest::Labels(labels) => ("node.labels", Said::Labels(labels)),
     };
     let (at, name) = (Arc::clone(&parts), node.clone());
-    let (before, after) = disk::wait(move || at.fleet.say(&name, said)).await?;
+    let (before, after) = disk::wait(move || at.fleet.say(&name, &said)).await?;
     parts.audit.note_change(&who, what, node, described(&before), described(&after)).await;
     Ok(StatusCode::NO_CONTENT)
 }

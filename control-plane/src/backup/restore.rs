@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use selvage_certs::Seal;
 use selvage_config::control_plane::ControlPlaneConfig;
@@ -119,16 +120,15 @@ fn build(
     sync(&blobs)?;
     let seal = seal.ok_or(BackupError::Cut)?;
     let begins_with = if hold { contents.generation } else { contents.generation.saturating_add(ADVANCE) };
-    let state = State::open(&aside.join("db"), seal)?;
+    let state = Arc::new(State::open(&aside.join("db"), seal)?);
     let join_tokens_dropped = state.fill(rows.0.into_iter().map(|Row(key, value)| (key, value)), begins_with)?;
-    let catalog = state.open_catalog()?;
     for Row(key, value) in rows.1 {
-        catalog.insert(key, value)?;
+        state.catalog().insert(key, value)?;
     }
-    catalog.flush()?;
+    state.flush()?;
     // What can't be read would not start either.
     state.load()?;
-    let registry = Registry::open(blobs, &uploads, catalog, config.registry.clone());
+    let registry = Registry::open(blobs, &uploads, state, config.registry.clone());
     let registry = registry.map_err(failed(&uploads))?;
     if let Some(digest) = registry.missing()? {
         return Err(BackupError::Blob(digest));

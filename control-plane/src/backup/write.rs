@@ -76,6 +76,9 @@ pub(crate) fn write(parts: &Parts, to: &mut impl Write) -> Result<Contents, Back
     let (records, rows, hold) = parts.registry.freeze(|| parts.fleet.records())?;
     let fleet = lines(parts.fleet.rows(&records)?);
     let (registry, blobs) = (lines(rows), hold.blobs().clone());
+    for digest in &blobs {
+        parts.registry.bring(digest)?;
+    }
     let audit = parts.audit.files().map_err(BackupError::Read)?;
     let contents = Contents {
         format: FORMAT,

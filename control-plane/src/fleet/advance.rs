@@ -1,6 +1,6 @@
 //! Moving rollouts on, and telling how far they are.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use selvage_config::plan::{AppStatus, SILENT_MS};
@@ -37,7 +37,7 @@ impl Fleet {
                 continue;
             }
             let (changed, _) =
-                self.change(|records| Ok::<_, StateError>(apply(records, app, rollout, step, now_ms)))?;
+                self.change(|records| Ok::<_, StateError>(apply(records, app, rollout, step.clone(), now_ms)))?;
             let Some(after) = changed else { continue };
             let before = described(rollout);
             tracing::info!(%release, before, after, "rollout");
@@ -67,12 +67,11 @@ impl Fleet {
             .collect()
     }
 
-    /// Just after a start nobody can have been heard of, and nobody is silent.
+    /// Just after a start nobody can have been heard of, and nobody is silent. So it is when what nodes tell other control
+    /// planes begins to come again.
     fn counts_as_alive(&self, node: &NodeName) -> bool {
-        match self.seen_ago(node) {
-            Some(ago) => is_recent(ago),
-            None => self.started.elapsed() < Duration::from_millis(SILENT_MS),
-        }
+        let hears_since = *self.hears_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.seen_ago(node).is_some_and(is_recent) || hears_since.elapsed() < Duration::from_millis(SILENT_MS)
     }
 
     /// How far a release has come on the nodes that are alive.

@@ -56,7 +56,7 @@ pub(crate) enum Said {
 
 impl Fleet {
     /// Says something of a node. Answers what was said before and is said now, for the audit log.
-    pub(crate) fn say(&self, node: &NodeName, said: Said) -> Result<(MemberRecord, MemberRecord), MemberError> {
+    pub(crate) fn say(&self, node: &NodeName, said: &Said) -> Result<(MemberRecord, MemberRecord), MemberError> {
         let change = |records: &mut Records| {
             if !records.nodes.contains_key(node) && !records.members.contains_key(node) {
                 return Err(MemberError::NoNode(node.clone()));
@@ -71,8 +71,8 @@ impl Fleet {
                 Said::Undrain => member.drain = false,
                 Said::Revoke => member.revoked = true,
                 Said::Labels(labels) => {
-                    check_labels(&labels)?;
-                    member.labels = labels;
+                    check_labels(labels)?;
+                    member.labels.clone_from(labels);
                 }
             }
             Ok((before, member.clone()))
@@ -83,12 +83,13 @@ impl Fleet {
     /// Remembers a join token.
     pub(crate) fn allow_join(&self, id: &str, join: JoinRecord, now_ms: u64) -> Result<(), MemberError> {
         check_labels(&join.labels)?;
+        let join = Arc::new(join);
         let change = |records: &mut Records| {
             records.joins.retain(|_, join| join.ends_ms > now_ms);
             if records.joins.len() >= JOINS_MAX {
                 return Err(MemberError::Joins);
             }
-            records.joins.insert(id.to_owned(), Arc::new(join));
+            records.joins.insert(id.to_owned(), Arc::clone(&join));
             Ok(())
         };
         self.change(change).map(|((), _)| ())

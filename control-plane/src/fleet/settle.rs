@@ -4,7 +4,7 @@
 //! one of those before it would be told thousands of times; so there is a time between two generations that tell of
 //! peers alone, which grows with the fleet. Whatever else makes a generation tells of them too.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Fleet;
@@ -34,11 +34,14 @@ impl Peers {
         Self { told: None, are_unsettled: !time_between(records).is_zero() }
     }
 
-    /// Whether peers that changed are told later. Then that is remembered.
-    pub(super) fn may_wait(&mut self, records: &Records) -> bool {
-        let waits = self.told.is_some_and(|told| told.elapsed() < time_between(records));
-        self.are_unsettled |= waits;
-        waits
+    /// Whether peers that changed are told later.
+    pub(super) fn may_wait(&self, records: &Records) -> bool {
+        self.told.is_some_and(|told| told.elapsed() < time_between(records))
+    }
+
+    /// Peers have changed, and no generation tells of it.
+    pub(super) fn unsettle(&mut self) {
+        self.are_unsettled = true;
     }
 
     /// There is a generation that tells of all of them.
@@ -48,24 +51,32 @@ impl Peers {
 }
 
 impl Fleet {
-    /// How long to wait until plans may tell of the peers that changed. None: there is nothing to tell.
-    pub(crate) fn unsettled_for(&self) -> Option<Duration> {
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let time = time_between(&self.records());
-        let left = |told: Instant| time.saturating_sub(told.elapsed());
-        changing.are_unsettled.then(|| changing.told.map_or(Duration::ZERO, left))
+    pub(super) fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells of all peers that changed, in one generation; waits on the disk.
+    /// How long to wait until plans may tell of the peers that changed. None: there is nothing to tell.
+    pub(crate) fn unsettled_for(&self) -> Option<Duration> {
+        let time = time_between(&self.records());
+        let peers = self.peers();
+        let left = |told: Instant| time.saturating_sub(told.elapsed());
+        peers.are_unsettled.then(|| peers.told.map_or(Duration::ZERO, left))
+    }
+
+    /// Tells of all peers that changed, in one generation; waits on the disk, and on the journal if there is one. Of
+    /// several control planes that would do it one does: a generation that comes meanwhile has told of them.
     pub(crate) fn settle(&self) -> Result<(), StateError> {
-        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.records();
-        if changing.are_unsettled && !before.is_behind() {
-            let generation = before.generation.saturating_add(1);
-            self.publish(&before, Records { generation, ..(*before).clone() })?;
-        }
-        changing.settled();
-        Ok(())
+        let change = |records: &mut Records| {
+            let mut peers = self.peers();
+            if peers.are_unsettled && records.is_behind() {
+                // Whatever goes past what nodes know tells of them too.
+                peers.settled();
+            } else if peers.are_unsettled {
+                records.generation = records.generation.saturating_add(1);
+            }
+            Ok(())
+        };
+        self.change(change).map(|((), _)| ())
     }
 }
 
@@ -73,9 +84,9 @@ impl Fleet {
 mod tests {
     use std::collections::BTreeMap;
     use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::Arc;
 
     use selvage_certs::Seal;
-    use selvage_config::operator::Operators;
     use selvage_config::plan::Status;
 
     use super::*;
@@ -101,8 +112,8 @@ mod tests {
     fn thousands_that_join_make_a_few_generations_and_all_of_them_are_told() {
         let directory = tempfile::tempdir().unwrap();
         let seal = Seal::open(&directory.path().join("key")).unwrap();
-        let state = State::open(&directory.path().join("db"), seal).unwrap();
-        let fleet = Fleet::open(state, None, Operators::new()).unwrap();
+        let state = Arc::new(State::open(&directory.path().join("db"), seal).unwrap());
+        let fleet = Fleet::open(state, None).unwrap();
         let from = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let mut settled = 0;
         for number in 0..2_000 {

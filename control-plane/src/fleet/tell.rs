@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Instant;
 
-use selvage_config::AppName;
-use selvage_config::plan::Status;
+use selvage_config::plan::{ReleaseLoad, Status};
+use selvage_config::{AppName, NodeName};
 
 use super::{Fleet, GENERATION_MAX, NODES_MAX, StatusError};
+use crate::journal::Told;
 use crate::state::{NodeRecord, Records, StateError};
 
 /// What a node told, and what became of it.
@@ -36,12 +37,7 @@ impl Fleet {
         }
         let node = status.node.clone();
         let load = std::mem::take(&mut status.load);
-        {
-            let records = self.records();
-            let moves =
-                |app: &AppName| records.apps.get(app).is_some_and(|app| app.running().is_some() || app.split.is_some());
-            self.loads.take(&node, load, moves);
-        }
+        self.take_load(&node, load.clone());
         let reached = |mut address: SocketAddr| {
             if address.ip().is_unspecified() {
                 address.set_ip(from.to_canonical());
@@ -51,9 +47,10 @@ impl Fleet {
         };
         let (replication, admin) =
             (status.replication.map(|a| reached(a).unwrap_or(a)), status.admin.and_then(reached));
-        let told = NodeRecord { status, replication, admin };
-        if !self.records().nodes.get(&node).is_some_and(|known| **known == told) {
-            let telling = Arc::new(Telling { told: Arc::new(told), outcome: OnceLock::new() });
+        let told = Arc::new(NodeRecord { status, replication, admin });
+        let is_news = !self.records().nodes.get(&node).is_some_and(|known| **known == *told);
+        if is_news {
+            let telling = Arc::new(Telling { told: Arc::clone(&told), outcome: OnceLock::new() });
             self.told.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&telling));
             self.write_down_what_was_told();
             match telling.outcome.get() {
@@ -63,36 +60,57 @@ impl Fleet {
             }
         }
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(node, Instant::now());
+        if let Some(journal) = self.state.journal() {
+            journal.pass_on(&Told::new(&told, load, is_news, self.believed_by(&told.status.node)));
+        }
         Ok(())
+    }
+
+    /// Takes in how releases do on a node, as far as they are being moved.
+    pub(super) fn take_load(&self, node: &NodeName, load: Vec<ReleaseLoad>) {
+        let records = self.records();
+        let moves =
+            |app: &AppName| records.apps.get(app).is_some_and(|app| app.running().is_some() || app.split.is_some());
+        self.loads.take(node, load, moves);
     }
 
     /// Once it returns, everything that was told before it was called is written down, by this caller or another one.
     fn write_down_what_was_told(&self) {
-        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let all = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
         if all.is_empty() {
             return;
         }
-        let changed = self.change_under(&mut changing, |records| {
-            let outcomes: Vec<Outcome> = all.iter().map(|telling| take(records, &telling.told)).collect();
-            Ok::<_, StateError>(outcomes)
-        });
-        let outcomes = match changed {
-            Ok((outcomes, _)) => outcomes,
-            Err(error) => {
-                tracing::error!(%error, nodes = all.len(), "what nodes told was not written down");
-                vec![Outcome::Failed; all.len()]
-            }
-        };
+        let mut outcomes = self.write_down(&all);
+        if outcomes.iter().all(|outcome| matches!(outcome, Outcome::Failed)) && all.len() > 1 {
+            // One of them may be what can't be written now: a node that is new, while the journal is away.
+            let each = all.iter().map(|telling| self.write_down(std::slice::from_ref(telling)));
+            outcomes = each.flatten().collect();
+        }
         for (telling, outcome) in all.iter().zip(outcomes) {
             // Nobody else has taken it out of the list.
             let _ = telling.outcome.set(outcome);
         }
         let records = self.records();
-        if records.is_behind() {
+        // Where several tell nodes what to run, another one's news may have come to a node first.
+        if records.is_behind() && self.state.journal().is_none() {
             let (told, own) = (records.told_generation(), records.generation);
             tracing::error!(told, own, "nodes know a newer plan than this control plane: was its state lost?");
         }
+    }
+}
+
+impl Fleet {
+    /// Writes down what was told, in one change.
+    fn write_down(&self, all: &[Arc<Telling>]) -> Vec<Outcome> {
+        let changed = self.change(|records| {
+            let outcomes: Vec<Outcome> = all.iter().map(|telling| take(records, &telling.told)).collect();
+            Ok::<_, StateError>(outcomes)
+        });
+        changed.map(|(outcomes, _)| outcomes).unwrap_or_else(|error| {
+            tracing::error!(%error, nodes = all.len(), "what nodes told was not written down");
+            vec![Outcome::Failed; all.len()]
+        })
     }
 }
 

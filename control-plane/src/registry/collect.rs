@@ -41,12 +41,15 @@ impl Registry {
         })?;
         let mut collected = Collected::default();
         for repository in &repositories {
-            let _changing = self.changing();
-            let kept: BTreeSet<Digest> =
-                kept().into_iter().filter(|(name, _)| name == repository).map(|(_, digest)| digest).collect();
-            self.collect_from(repository, before_ms, kept, &mut collected)?;
+            // Each step of it is on what is so then: a change of another control plane in between begins it anew.
+            self.change(|| {
+                let kept: BTreeSet<Digest> =
+                    kept().into_iter().filter(|(name, _)| name == repository).map(|(_, digest)| digest).collect();
+                self.collect_from(repository, before_ms, kept, &mut collected)
+            })?;
         }
         self.collect_files(before_ms)?;
+        self.collect_objects()?;
         collected.bytes = bytes_before.saturating_sub(self.blobs.bytes());
         Ok(collected)
     }

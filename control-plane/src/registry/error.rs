@@ -8,6 +8,9 @@ use http::StatusCode;
 use serde_json::json;
 
 use crate::body::BodyError;
+use crate::failure::retry_later;
+use crate::journal::JournalError;
+use crate::state::StateError;
 
 /// Why the registry did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +25,29 @@ pub(crate) enum RegistryError {
     Record(&'static str),
     #[error("the file of {0} does not have its digest")]
     Corrupt(selvage_config::Digest),
+    #[error(transparent)]
+    State(StateError),
+    /// What the catalog is about to name is not in the object store.
+    #[error("the blob is not in the object store yet")]
+    NoObject,
+}
+
+impl From<StateError> for RegistryError {
+    fn from(error: StateError) -> Self {
+        match &error {
+            StateError::Journal(JournalError::Away(_) | JournalError::Unsettled) => {
+                tracing::warn!(%error, "a change of the registry waits");
+                Self::unavailable(crate::failure::away(&error))
+            }
+            _ => Self::State(error),
+        }
+    }
+}
+
+impl From<JournalError> for RegistryError {
+    fn from(error: JournalError) -> Self {
+        StateError::from(error).into()
+    }
 }
 
 macro_rules! refusals {
@@ -58,6 +84,7 @@ refusals! {
     immutable = CONFLICT "DENIED";
     upstream = BAD_GATEWAY "UNKNOWN";
     unauthorized_for = UNAUTHORIZED "UNAUTHORIZED";
+    unavailable = SERVICE_UNAVAILABLE "UNKNOWN";
 }
 
 impl RegistryError {
@@ -104,6 +131,6 @@ impl IntoResponse for RegistryError {
             _ => "UNKNOWN",
         };
         let body = json!({ "errors": [{ "code": code, "message": self.message() }] });
-        (self.status(), Json(body)).into_response()
+        retry_later((self.status(), Json(body)).into_response())
     }
 }

@@ -173,6 +173,14 @@ impl AppRecord {
     }
 }
 
+impl NodeRecord {
+    /// Whether its peers reach it where `other` says.
+    pub(crate) fn is_same_peer(&self, other: &Self) -> bool {
+        let of = |record: &Self| (record.replication, record.admin);
+        of(self) == of(other) && self.status.region == other.status.region
+    }
+}
+
 impl Records {
     /// Every release that some plan may name.
     pub(crate) fn planned(&self) -> impl Iterator<Item = &ReleaseRecord> {

@@ -1,6 +1,6 @@
 //! A control plane over real sockets, asked as operators, nodes and strangers ask.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod access;
 mod backup;
@@ -16,5 +16,6 @@ mod restart;
 mod roles;
 mod rollouts;
 mod secrets;
+mod shared;
 mod stolen;
 mod world;

@@ -76,6 +76,7 @@ impl World {
             authority: None,
             sealing_key: None,
             registry: RegistryConfig::default(),
+            nats: None,
         }
     }
 
@@ -143,6 +144,10 @@ impl Asker {
     /// The same, asking somebody else.
     pub(crate) fn at(&self, url: &str) -> Self {
         Self { url: url.to_owned(), ..self.clone() }
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
     }
 
     pub(crate) fn ask(&self, method: Method, path: &str) -> RequestBuilder {

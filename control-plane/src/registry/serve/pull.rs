@@ -76,6 +76,9 @@ pub(super) async fn blob(
         } else {
             registry.catalog.blob(&repository, &digest)?
         };
+        if size.is_some() && !is_head {
+            registry.bring(&digest)?;
+        }
         Ok::<_, RegistryError>(size.map(|size| (size, registry.blobs.path(&digest))))
     })
     .await?;
@@ -127,7 +130,7 @@ pub(super) async fn manifest(
     let (digest, record, bytes) = disk::wait(move || {
         let digest = registry.resolve(&repository, &reference)?;
         let record = registry.record(&repository, &digest)?;
-        let bytes = if is_get { registry.blobs.read(&digest)? } else { Vec::new() };
+        let bytes = if is_get { registry.read(&digest)? } else { Vec::new() };
         Ok::<_, RegistryError>((digest, record, bytes))
     })
     .await?;

@@ -47,6 +47,7 @@ async fn mirror_of(world: &World, url: &str, tag_seconds: u64) -> (ControlPlane,
         authority: None,
         sealing_key: None,
         registry: RegistryConfig { upstreams: vec![upstream], ..RegistryConfig::default() },
+        nats: None,
     };
     let control_plane = ControlPlane::start(config).await.unwrap();
     let asker = world.ops().at(&format!("https://{}", control_plane.address()));

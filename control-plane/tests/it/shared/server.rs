@@ -1,0 +1,108 @@
+//! A real NATS server with JetStream, on a free port, that writes every change to the disk before it says so.
+//!
+//! `.ci/tools` installs it by package. Without it these tests are skipped with a loud line; never in CI.
+
+use std::fs;
+use std::io::Read as _;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long it may take to listen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) struct Server {
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            eprintln!("nats-server said:\n{log}");
+        }
+    }
+}
+
+fn is_there(name: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths).any(|dir| dir.join(name).is_file());
+    assert!(found || std::env::var_os("CI").is_none(), "CI needs {name}: see .ci/tools");
+    if !found {
+        eprintln!("\n!!! SKIPPED: {name} is not installed; .ci/tools DIR installs it !!!\n");
+    }
+    found
+}
+
+impl Server {
+    /// A server that listens. None: it is not installed.
+    pub(super) fn start() -> Option<Self> {
+        if !is_there("nats-server") {
+            return None;
+        }
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("password"), "of-a-test\n").unwrap();
+        let mut server = Self { dir, port, child: None };
+        server.resume();
+        Some(server)
+    }
+
+    /// Starts it again over what it had.
+    pub(super) fn resume(&mut self) {
+        let store = self.dir.path().join("store");
+        let config = format!(
+            "listen: \"127.0.0.1:{}\"\nserver_name: one\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n\
+             authorization {{ user: selvage, password: of-a-test }}\nlog_file: {:?}\n",
+            self.port,
+            self.dir.path().join("log"),
+        );
+        let file = self.dir.path().join("nats.conf");
+        fs::write(&file, config).unwrap();
+        let mut child = Command::new("nats-server");
+        let child = child.arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        self.child = Some(child);
+        let begun = Instant::now();
+        while !self.answers() {
+            assert!(begun.elapsed() < PATIENCE, "nats-server does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether it says who it is, as a server does first of all.
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let mut first = [0; 4];
+        stream.read_exact(&mut first).is_ok() && &first == b"INFO"
+    }
+
+    pub(super) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Stops it as it stands, or lets it go on.
+    pub(super) fn signal(&self, signal: &str) {
+        let id = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// What a control plane's file says of it. A baseline is due after a few changes.
+    pub(super) fn config(&self) -> String {
+        format!(
+            "servers = [\"nats://127.0.0.1:{}\"]\nreplicas = 1\nuser = \"selvage\"\npassword_file = {:?}\n\
+             request_ms = 2000\nbaseline_after = 16\n",
+            self.port,
+            self.dir.path().join("password"),
+        )
+    }
+}
