@@ -7,15 +7,23 @@ use serde::{Deserialize, Serialize};
 
 /// Longest name of anything, bytes: a DNS label (RFC 1035 2.3.4), so that a name can stand in a host name.
 pub const NAME_BYTES_MAX: usize = 63;
+/// No app: stores that begin with it hold what nodes tell each other, so no guest and no operator of one app has them.
+pub const NODES_APP: &str = "selvage-acme";
 
 /// A name that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{kind} {text:?} must be 1 to {NAME_BYTES_MAX} characters of a-z, 0-9 and inner '-', starting with a letter or digit"
-)]
+#[error("{kind} {text:?} {}", broken(.text))]
 pub struct NameError {
     kind: &'static str,
     text: String,
+}
+
+/// Which rule it breaks.
+fn broken(text: &str) -> String {
+    if text == NODES_APP {
+        return "is none that an app may have: stores of that name are the nodes' own".to_owned();
+    }
+    format!("must be 1 to {NAME_BYTES_MAX} characters of a-z, 0-9 and inner '-', starting with a letter or digit")
 }
 
 fn is_name(text: &str) -> bool {
@@ -27,9 +35,13 @@ fn is_name(text: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }
 
+fn is_app_name(text: &str) -> bool {
+    is_name(text) && text != NODES_APP
+}
+
 // Shared text: every request has a few of them in hand, and none changes one.
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $is_good:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -52,7 +64,7 @@ macro_rules! name {
         impl TryFrom<String> for $name {
             type Error = NameError;
             fn try_from(text: String) -> Result<Self, NameError> {
-                if is_name(&text) { Ok(Self(text.into())) } else { Err(NameError { kind: $kind, text }) }
+                if $is_good(&text) { Ok(Self(text.into())) } else { Err(NameError { kind: $kind, text }) }
             }
         }
 
@@ -72,19 +84,19 @@ macro_rules! name {
 
 name!(
     /// A node: one worker process. Unique in the fleet.
-    NodeName, "node name"
+    NodeName, "node name", is_name
 );
 name!(
     /// A region: where a node stands (`fra`, `iad`, …).
-    Region, "region"
+    Region, "region", is_name
 );
 name!(
     /// An app: a manifest and its components.
-    AppName, "app name"
+    AppName, "app name", is_app_name
 );
 name!(
     /// A component's name within its app (kebab-case, as in `spin.toml`).
-    ComponentName, "component name"
+    ComponentName, "component name", is_name
 );
 
 /// A store: one named KV namespace. A guest's label is scoped by its app, so `counter/default` and
@@ -188,6 +200,13 @@ mod tests {
         for bad in ["", "-a", "a-", "A", "a_b", "a/b", "a.b", "ä", &"a".repeat(NAME_BYTES_MAX + 1)] {
             assert!(bad.parse::<AppName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn no_app_has_the_stores_that_are_the_nodes_own() {
+        let error = NODES_APP.parse::<AppName>().unwrap_err().to_string();
+        assert!(error.contains("the nodes' own"), "{error}");
+        assert!(format!("{NODES_APP}/place").parse::<StoreName>().is_ok());
     }
 
     #[test]

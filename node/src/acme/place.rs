@@ -10,12 +10,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use selvage_certs::{Identity, IssuedFiles, PlaceSeal};
 use selvage_config::node::CertificateName;
-use selvage_config::{NodeName, StoreName};
+use selvage_config::{NODES_APP, NodeName, StoreName};
 use selvage_sync::{Kv, KvError};
 use tokio::time::{Instant, sleep};
 
-/// Where it stands. No app that runs on these nodes may have this name.
-const STORE: &str = "selvage-acme/place";
+/// The label of the store where it stands, which is no app's.
+const LABEL: &str = "place";
 /// How long a node that says nothing more has the turn: longer than any order takes.
 const TURN: Duration = Duration::from_secs(600);
 /// How long peers are waited for until they have heard of something.
@@ -48,7 +48,7 @@ pub(super) struct Posted(String);
 impl Place {
     /// The place of the nodes with the secret of `sealing`, as the KV of `node` knows it.
     pub fn new(kv: Kv, sealing: PlaceSeal, node: NodeName) -> Self {
-        Self { kv, sealing, node, store: STORE.parse().expect("an app's name and a label") }
+        Self { kv, sealing, node, store: format!("{NODES_APP}/{LABEL}").parse().expect("a name and a label") }
     }
 
     fn key(&self, about: &str) -> String {
