@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     config: ConfigFile,
     /// Make this control plane's authority and key of plans those of the fleet, in place of those that control planes with
-    /// one state ([nats]) had before. Stop the others first.
+    /// one state (table `nats` of the configuration) had before. Stop the others first.
     #[arg(long)]
     new_keys: bool,
 }
