@@ -15,9 +15,10 @@ use selvage_config::NodeName;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::engine::{Engine, EngineError};
-use crate::entry::Key;
+use crate::entry::{Dot, Key};
 use crate::planted::{self, Bug};
 use crate::read::{self, ReadError};
+use crate::record::Record;
 use crate::replica::{Action, Counts, Event, Health, Notice, Replica, Write, WriteError, Written};
 use crate::session::Token;
 use crate::store::KvError;
@@ -35,13 +36,21 @@ pub(crate) type Reply = oneshot::Sender<Result<Written, KvError>>;
 /// Sessions that may wait for this node to catch up with them.
 const WAITING_MAX: usize = 4096;
 
+/// What must stand at a key for a write to be made.
+pub(crate) enum Seen {
+    /// This value, or none.
+    Value(Option<Bytes>),
+    /// This as the newest write, or no value.
+    Version(Option<Dot>),
+}
+
 /// What reaches the committer.
 pub(crate) enum Input {
-    /// Made only if the record's value is what was `seen`, if that is given.
+    /// Made only if what was `seen` stands there, if that is given.
     Write {
         key: Key,
         write: Write,
-        seen: Option<Option<Bytes>>,
+        seen: Option<Seen>,
         reply: Reply,
         _room: OwnedSemaphorePermit,
     },
@@ -178,7 +187,7 @@ impl Committer {
                 }
                 Input::Write { key, write, seen, reply, _room } => {
                     rooms.push(_room);
-                    if let Some(Err(error)) = seen.map(|seen| self.stands(&key, seen.as_ref())) {
+                    if let Some(Err(error)) = seen.map(|seen| self.stands(&key, &seen)) {
                         let _gone = reply.send(Err(error));
                         continue;
                     }
@@ -286,11 +295,19 @@ impl Committer {
         }
     }
 
-    /// Whether the value of `key` is `seen` now. Nothing is written between this and the event that follows.
-    fn stands(&self, key: &Key, seen: Option<&Bytes>) -> Result<(), KvError> {
+    /// Whether what was `seen` stands at `key` now. Nothing is written between this and the event that follows.
+    fn stands(&self, key: &Key, seen: &Seen) -> Result<(), KvError> {
         let name = || key.name.clone();
+        let now = now_ms();
+        let is = |record: &Record| match seen {
+            Seen::Value(value) => record.value(now) == *value,
+            Seen::Version(None) => !record.exists(now),
+            Seen::Version(Some(dot)) => {
+                record.exists(now) && record.newest().is_some_and(|newest| newest.version.dot == *dot)
+            }
+        };
         match read::record(self.engine.as_ref(), key) {
-            Ok(record) if record.value(now_ms()).as_ref() == seen => Ok(()),
+            Ok(record) if is(&record) => Ok(()),
             Ok(_) => Err(KvError::Changed { key: name() }),
             Err(ReadError::Corrupt(_)) => Err(KvError::Corrupt { key: name() }),
             Err(ReadError::Engine(error)) => Err(KvError::Engine(error)),
@@ -413,7 +430,7 @@ fn refused(error: EngineError) -> KvError {
 }
 
 /// Milliseconds since the Unix epoch by the wall clock.
-pub(crate) fn now_ms() -> u64 {
+pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,6 +6,9 @@
 //! An entry is mortal if it is a tombstone or expires: once every node of the roster has it and its time is over,
 //! it is dropped (sync.md, Collection).
 
+use std::fmt;
+use std::str::FromStr;
+
 use bytes::{BufMut, Bytes};
 use ring::digest::{SHA256, digest};
 use selvage_config::{NodeName, StoreName};
@@ -158,6 +161,33 @@ pub enum EntryError {
     /// A field holds what it can't.
     #[error("entry's {0} is invalid")]
     Field(&'static str),
+}
+
+/// Text that is no dot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not node.incarnation.seq, numbers in base 16")]
+pub struct DotError;
+
+impl fmt::Display for Dot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:x}.{:x}", self.origin.node, self.origin.incarnation, self.seq)
+    }
+}
+
+impl FromStr for Dot {
+    type Err = DotError;
+
+    fn from_str(text: &str) -> Result<Self, DotError> {
+        let mut fields = text.split('.');
+        let (Some(node), Some(incarnation), Some(seq), None) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            return Err(DotError);
+        };
+        let number = |text| u64::from_str_radix(text, 16).map_err(|_| DotError);
+        let node = node.parse::<NodeName>().map_err(|_| DotError)?;
+        Ok(Self { origin: Origin { node, incarnation: number(incarnation)? }, seq: number(seq)? })
+    }
 }
 
 impl Dot {

@@ -154,6 +154,17 @@ impl Record {
         self.standing(now_ms).cloned()
     }
 
+    /// When what a reader sees now ends to exist, if it does. Of a counter, whose parts end each by itself, nothing is said.
+    pub fn ends_ms(&self, now_ms: u64) -> Option<u64> {
+        if self.counted(now_ms).next().is_some() {
+            return None;
+        }
+        match self.beside(now_ms).max_by(|(a, _), (b, _)| a.version.cmp(&b.version)) {
+            Some((newest, _)) => newest.expires_ms,
+            None => self.register.as_ref().filter(|_| self.standing(now_ms).is_some())?.expires_ms,
+        }
+    }
+
     /// All values that stand side by side now, in the order of their dots.
     pub fn siblings(&self, now_ms: u64) -> Vec<Bytes> {
         let values: Vec<Bytes> = self.beside(now_ms).map(|(_, value)| value.clone()).collect();

@@ -6,9 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use selvage_config::NodeName;
-
-use crate::entry::{Dot, Origin};
+use crate::entry::Dot;
 use crate::vector::VersionVector;
 
 /// Origins in one token, at most: beyond, the oldest session must begin anew.
@@ -37,9 +35,9 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, (Origin { node, incarnation }, seq)) in self.0.iter().enumerate() {
+        for (at, (origin, seq)) in self.0.iter().enumerate() {
             let comma = if at == 0 { "" } else { "," };
-            write!(f, "{comma}{node}.{incarnation:x}.{seq:x}")?;
+            write!(f, "{comma}{}", Dot { origin: origin.clone(), seq })?;
         }
         Ok(())
     }
@@ -51,19 +49,10 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let mut token = Self::default();
         for (at, part) in text.split(',').filter(|part| !part.is_empty()).enumerate() {
-            let mut fields = part.split('.');
-            let (Some(node), Some(incarnation), Some(seq), None) =
-                (fields.next(), fields.next(), fields.next(), fields.next())
-            else {
-                return Err(TokenError);
-            };
-            let number = |text| u64::from_str_radix(text, 16).map_err(|_| TokenError);
-            let origin =
-                Origin { node: node.parse::<NodeName>().map_err(|_| TokenError)?, incarnation: number(incarnation)? };
             if at == TOKEN_ORIGINS_MAX {
                 return Err(TokenError);
             }
-            token.0.lift(&origin, number(seq)?);
+            token.saw(&part.parse().map_err(|_| TokenError)?);
         }
         Ok(token)
     }
@@ -72,6 +61,7 @@ impl FromStr for Token {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::Origin;
 
     fn dot(node: &str, seq: u64) -> Dot {
         Dot { origin: Origin { node: node.parse().unwrap(), incarnation: 0xab }, seq }

@@ -2,6 +2,7 @@
 
 mod chunks;
 mod sweep;
+mod terms;
 mod watch;
 mod write;
 
@@ -17,7 +18,7 @@ use selvage_config::node::Kv as KeptBy;
 use selvage_config::{NodeName, Region, StoreName};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::commit::{self, INPUTS_MAX, Input, SharedState, now_ms};
+use crate::commit::{self, INPUTS_MAX, Input, SharedState};
 use crate::engine::{Engine, EngineError, Settings, Stats, Usage, Vault};
 use crate::entry::{KEY_BYTES_MAX, Key};
 use crate::layout;
@@ -30,8 +31,10 @@ use crate::replica::{Counts, Replica, TICK_MS};
 use crate::roster::PeerAddr;
 use crate::session::Token;
 
+pub use crate::commit::now_ms;
 use chunks::Manifest;
 pub use chunks::{HIDDEN, LARGE_BYTES_MAX};
+pub use terms::{Kept, METADATA_BYTES_MAX, Terms};
 pub use watch::{Change, Watched};
 
 /// Bytes of local writes that may wait for the committer. What is beyond is refused as overload.
@@ -99,10 +102,10 @@ pub enum OpenError {
 /// Why an operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum KvError {
-    /// A key or value is too long.
+    /// A key, a value or metadata are too long.
     #[error("{what} of {bytes} bytes, the limit is {max}")]
     TooLarge {
-        /// `key` or `value`.
+        /// `key`, `value` or `metadata`.
         what: &'static str,
         /// How long it is.
         bytes: usize,
@@ -315,7 +318,7 @@ impl Kv {
         is_shown(key)?;
         let Some(mut value) = self.raw(store, key)? else { return Ok(None) };
         loop {
-            let whole = self.whole(store, key, value.clone()).map(Some);
+            let whole = self.whole(store, key, &value).map(Some);
             let Err(KvError::Incomplete { .. }) = &whole else { return whole };
             // Its chunks may have gone with it while they were read: another value is there then, or none.
             let Some(now) = self.raw(store, key)? else { return Ok(None) };
@@ -330,7 +333,7 @@ impl Kv {
     pub fn siblings(&self, store: &StoreName, key: &str) -> Result<Vec<Bytes>, KvError> {
         is_shown(key)?;
         let values = self.record(store, key)?.siblings(now_ms());
-        values.into_iter().map(|value| self.whole(store, key, value)).collect()
+        values.into_iter().map(|value| self.whole(store, key, &value)).collect()
     }
 
     /// Waits until this node has all that a session saw. Dropping the future ends the wait.
@@ -346,10 +349,10 @@ impl Kv {
     }
 
     /// A value with its chunks.
-    fn whole(&self, store: &StoreName, key: &str, value: Bytes) -> Result<Bytes, KvError> {
-        match Manifest::of(&value) {
+    fn whole(&self, store: &StoreName, key: &str, stored: &Bytes) -> Result<Bytes, KvError> {
+        match Manifest::of(stored) {
             Some(manifest) => self.get_chunks(store, key, &manifest),
-            None => Ok(value),
+            None => Ok(terms::parts(stored).1),
         }
     }
 
@@ -501,7 +504,7 @@ fn listed(found: read::Found, now: u64) -> Listed {
     Listed {
         bytes: record
             .value(now)
-            .map_or(0, |value| Manifest::of(&value).map_or(value.len(), |manifest| manifest.bytes())),
+            .map_or(0, |value| Manifest::of(&value).map_or(terms::parts(&value).1.len(), |manifest| manifest.bytes())),
         stamp_ms: newest.map_or(0, |entry| entry.version.stamp.ms()),
         node: newest.map(|entry| entry.version.dot.origin.node.clone()),
         name: found.name,

@@ -9,7 +9,7 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 use ring::digest::{SHA256, digest};
 use selvage_config::{NodeName, StoreName};
 
-use super::{Kv, KvError};
+use super::{Kv, KvError, terms};
 use crate::entry::VALUE_BYTES_MAX;
 use crate::replica::Write;
 
@@ -46,8 +46,9 @@ impl Manifest {
         out.into()
     }
 
-    /// None if `value` is one by itself.
+    /// None if `value` is one by itself. Metadata may be in front of either.
     pub(super) fn of(value: &Bytes) -> Option<Self> {
+        let (_, value) = terms::parts(value);
         let mut rest = value.strip_prefix(MARK)?;
         let upload = rest.try_get_u64().ok()?;
         let bytes = rest.try_get_u64().ok()?;
@@ -92,7 +93,7 @@ pub(super) fn upload_of(key: &str) -> Option<u64> {
 
 /// Whether a value can't be kept as it is.
 pub(super) fn must_be_chunked(value: &Bytes) -> bool {
-    value.len() > VALUE_BYTES_MAX || value.starts_with(MARK)
+    value.len() > VALUE_BYTES_MAX || value.starts_with(MARK) || terms::is_marked(value)
 }
 
 fn sum(value: &[u8]) -> [u8; HASH_BYTES] {

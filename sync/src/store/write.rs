@@ -7,9 +7,9 @@ use selvage_config::StoreName;
 use tokio::sync::oneshot;
 
 use super::chunks::{self, LARGE_BYTES_MAX, Manifest};
-use super::{Kv, KvError, WRITE_OVERHEAD_BYTES, check, is_shown};
-use crate::commit::{Input, now_ms};
-use crate::entry::{Content, KEY_BYTES_MAX, Key};
+use super::{Kv, KvError, WRITE_OVERHEAD_BYTES, check, is_shown, terms};
+use crate::commit::{Input, Seen, now_ms};
+use crate::entry::{Content, KEY_BYTES_MAX, Key, VALUE_BYTES_MAX};
 use crate::record::Record;
 use crate::replica::{Write, Written};
 
@@ -27,7 +27,7 @@ impl Kv {
         value: Bytes,
         expires_ms: Option<u64>,
     ) -> Result<Written, KvError> {
-        self.replace(store, key, Write::Set { value, expires_ms }, None).await
+        self.replace(store, key, Write::Set { value, expires_ms }, Bytes::new(), None).await
     }
 
     /// Sets a key beside the values that other nodes set at the same time: [`Kv::siblings`] shows all of them, until
@@ -39,7 +39,7 @@ impl Kv {
         value: Bytes,
         expires_ms: Option<u64>,
     ) -> Result<Written, KvError> {
-        self.replace(store, key, Write::Beside { value, expires_ms }, None).await
+        self.replace(store, key, Write::Beside { value, expires_ms }, Bytes::new(), None).await
     }
 
     /// Sets a key if its value is `seen` at that moment; whether it was. Between the comparison and the write nothing
@@ -47,11 +47,12 @@ impl Kv {
     /// stamps it may come before this, and is then lost, as by any later `set`. So it is no lock between nodes.
     pub async fn swap(&self, store: &StoreName, key: &str, seen: Option<&[u8]>, value: Bytes) -> Result<bool, KvError> {
         let raw = self.raw(store, key)?;
-        let stands = raw.clone().map(|raw| self.whole(store, key, raw)).transpose()?;
+        let stands = raw.as_ref().map(|raw| self.whole(store, key, raw)).transpose()?;
         if stands.as_deref() != seen {
             return Ok(false);
         }
-        match self.replace(store, key, Write::Set { value, expires_ms: None }, Some(raw)).await {
+        let write = Write::Set { value, expires_ms: None };
+        match self.replace(store, key, write, Bytes::new(), Some(Seen::Value(raw))).await {
             Ok(_) => Ok(true),
             Err(KvError::Changed { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -60,7 +61,7 @@ impl Kv {
 
     /// Deletes a key, whether it exists or not. It is durable here when this returns.
     pub async fn delete(&self, store: &StoreName, key: &str) -> Result<(), KvError> {
-        self.replace(store, key, Write::Delete, None).await.map(|_| ())
+        self.replace(store, key, Write::Delete, Bytes::new(), None).await.map(|_| ())
     }
 
     /// Adds `delta` to a counter, returns its value as this node knows it. Increments on several nodes at once all
@@ -84,22 +85,24 @@ impl Kv {
     }
 
     /// Makes a write that replaces what stands there, and then deletes the chunks of what no longer does.
-    async fn replace(
+    pub(super) async fn replace(
         &self,
         store: &StoreName,
         key: &str,
         write: Write,
-        seen: Option<Option<Bytes>>,
+        metadata: Bytes,
+        seen: Option<Seen>,
     ) -> Result<Written, KvError> {
         is_shown(key)?;
         check("key", key.len(), KEY_BYTES_MAX)?;
         let mut unused = self.manifests(store, key).unwrap_or_default();
         let write = match write {
             Write::Set { value, expires_ms } => {
-                Write::Set { value: self.placed(store, value, expires_ms, &mut unused).await?, expires_ms }
+                let placed = self.placed(store, value, metadata.len(), expires_ms, &mut unused).await?;
+                Write::Set { value: terms::put(&metadata, placed), expires_ms }
             }
             Write::Beside { value, expires_ms } => {
-                Write::Beside { value: self.placed(store, value, expires_ms, &mut unused).await?, expires_ms }
+                Write::Beside { value: self.placed(store, value, 0, expires_ms, &mut unused).await?, expires_ms }
             }
             write @ (Write::Delete | Write::Increment { .. }) => write,
         };
@@ -115,17 +118,20 @@ impl Kv {
         done
     }
 
-    /// What the record shall have for a value: itself, or what names its chunks, which then are written.
+    /// What the record shall have for a value with so many bytes of metadata: itself, or what names its chunks, which
+    /// then are written.
     async fn placed(
         &self,
         store: &StoreName,
         value: Bytes,
+        metadata: usize,
         expires_ms: Option<u64>,
         made: &mut Vec<Manifest>,
     ) -> Result<Bytes, KvError> {
         check("value", value.len(), LARGE_BYTES_MAX)?;
-        self.has_room(store, value.len())?;
-        if !chunks::must_be_chunked(&value) {
+        self.has_room(store, value.len() + metadata)?;
+        let fits = metadata == 0 || value.len() + metadata + terms::MARK_BYTES <= VALUE_BYTES_MAX;
+        if fits && !chunks::must_be_chunked(&value) {
             return Ok(value);
         }
         let manifest = self.put_chunks(store, value, expires_ms).await?;
@@ -150,13 +156,13 @@ impl Kv {
         within(&|| "the node's kv".to_owned(), self.shared.vault.record_bytes(), self.shared.kept.total_bytes_max())
     }
 
-    /// `seen`: the write is made only if this is the record's value.
+    /// `seen`: the write is made only if this stands there.
     pub(super) async fn write(
         &self,
         store: &StoreName,
         key: &str,
         write: Write,
-        seen: Option<Option<Bytes>>,
+        seen: Option<Seen>,
     ) -> Result<Written, KvError> {
         check("key", key.len(), KEY_BYTES_MAX)?;
         let bytes = match &write {

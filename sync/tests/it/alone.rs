@@ -8,12 +8,12 @@ use tempfile::TempDir;
 
 use crate::fleet::{identify, region, store};
 
-async fn alone(directory: &TempDir) -> Kv {
+pub(crate) async fn alone(directory: &TempDir) -> Kv {
     let options = Options::alone("a".parse().unwrap(), region(), directory.path().to_owned(), Default::default());
     Kv::open(options, identify()).await.unwrap()
 }
 
-fn text(text: &'static str) -> Bytes {
+pub(crate) fn text(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
 }
 

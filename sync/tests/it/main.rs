@@ -6,3 +6,4 @@ mod alone;
 mod fleet;
 mod mesh;
 mod refusals;
+mod terms;
