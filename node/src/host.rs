@@ -6,6 +6,7 @@
 pub(crate) mod keyvalue;
 pub(crate) mod logs;
 pub mod outbound;
+pub(crate) mod selvage_keyvalue;
 pub(crate) mod spin_key_value;
 pub(crate) mod stores;
 pub(crate) mod variables;
@@ -66,6 +67,7 @@ pub(crate) fn linker_p3(engine: &Engine) -> wasmtime::Result<Linker<State>> {
 fn link_p2(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     wasi::link_p2(linker)?;
     keyvalue::link(linker)?;
+    selvage_keyvalue::link(linker)?;
     spin_key_value::link_p2(linker)?;
     variables::link_p2(linker)
 }
@@ -173,6 +175,7 @@ pub(crate) mod tests {
             "wasi:keyvalue/store@0.2.0-draft2",
             "wasi:keyvalue/atomics@0.2.0-draft2",
             "wasi:keyvalue/batch@0.2.0-draft2",
+            "selvage:keyvalue/store@0.1.0",
             "wasi:config/store@0.2.0-rc.1",
             "wasi:config/store@0.2.0-draft-2024-09-27",
             "fermyon:spin/key-value@2.0.0",

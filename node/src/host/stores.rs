@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use selvage_config::{StoreLabel, StoreName};
-use selvage_sync::{Kv, KvError};
+use selvage_sync::store::{Kept, Terms};
+use selvage_sync::{Dot, Kv, KvError};
 use wasmtime::component::ResourceTableError;
 
 use crate::pool::Grants;
@@ -41,6 +42,17 @@ pub enum StoreError {
     /// A count beyond what the interface and the store can both hold.
     #[error("count is out of range")]
     Delta,
+    /// A life that is none, or beyond the bound.
+    #[error("ttl of {ttl_ms} ms, it is from 1 to {max}")]
+    Ttl {
+        /// What was asked for.
+        ttl_ms: u64,
+        /// The longest.
+        max: u64,
+    },
+    /// A version that no read gave.
+    #[error("unknown version")]
+    Version,
     /// The guest's handle is none, or it holds too many: not a value but a trap.
     #[error("handle")]
     Handle(#[from] ResourceTableError),
@@ -77,6 +89,41 @@ impl Store {
 
     pub(super) async fn increment(&self, key: &str, delta: i64) -> Result<i64, StoreError> {
         Ok(self.kv.increment(&self.name, key, delta).await?)
+    }
+
+    pub(super) async fn increment_until(
+        &self,
+        key: &str,
+        delta: i64,
+        expires_ms: Option<u64>,
+    ) -> Result<i64, StoreError> {
+        Ok(self.kv.increment_until(&self.name, key, delta, expires_ms).await?.0)
+    }
+
+    pub(super) fn get_kept(&self, key: &str) -> Result<Option<Kept>, StoreError> {
+        Ok(self.kv.get_kept(&self.name, key)?)
+    }
+
+    /// Which write it was.
+    pub(super) async fn set_on(&self, key: &str, value: Vec<u8>, terms: Terms) -> Result<Dot, StoreError> {
+        Ok(self.kv.set_on(&self.name, key, Bytes::from(value), terms).await?.dot)
+    }
+
+    /// Which write it was; none if `seen` is not what stands there.
+    pub(super) async fn set_if(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        terms: Terms,
+        seen: Option<Dot>,
+    ) -> Result<Option<Dot>, StoreError> {
+        let written = self.kv.set_if(&self.name, key, Bytes::from(value), terms, seen).await?;
+        Ok(written.map(|written| written.dot))
+    }
+
+    /// Up to `limit` keys that begin with `prefix`, behind `after`.
+    pub(super) fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
+        Ok(self.kv.list(&self.name, prefix, after, limit)?)
     }
 
     /// Sets `key` to `value` if it stands here as `seen` at that moment; whether it did.

@@ -136,6 +136,80 @@ async fn a_counter_counts() {
 }
 
 #[tokio::test]
+async fn a_session_is_written_on_terms_and_only_if_nobody_wrote_before() {
+    let guest = Guest::new("session").await.with(granted).activate().unwrap();
+    let put = async |path: &str, etag: Option<&str>| {
+        let mut request = request("PUT", path, full("stitch"));
+        request.http.headers_mut().insert("content-type", "text/tailored".parse().unwrap());
+        if let Some(etag) = etag {
+            request.http.headers_mut().insert("if-match", etag.parse().unwrap());
+        }
+        let response = guest.call(request).await.unwrap();
+        let etag = response.headers().get("etag").map(|etag| etag.to_str().unwrap().to_owned());
+        (response.status().as_u16(), etag)
+    };
+    let (status, etag) = put("/alice?ttl=60000", None).await;
+    assert_eq!(status, 201);
+    assert_eq!(put("/alice", None).await, (412, None));
+    let session = guest.get("/alice").await.unwrap();
+    assert_eq!((session.status().as_u16(), session.headers()["content-type"].as_bytes()), (200, &b"text/tailored"[..]));
+    let age = session.headers()["cache-control"].to_str().unwrap().strip_prefix("max-age=").unwrap().to_owned();
+    assert!(age.parse::<u64>().unwrap() <= 60);
+    assert_eq!(told(session).await.1, "stitch");
+    let (status, newer) = put("/alice", etag.as_deref()).await;
+    assert!(status == 200 && newer != etag);
+    assert_eq!(put("/alice", etag.as_deref()).await, (412, None));
+    assert_eq!(guest.ask("GET", "/", "").await, (200, "alice\n".into()));
+    assert!(guest.get("/alice").await.unwrap().headers().get("cache-control").is_none());
+    for counted in 1..=6 {
+        let status = if counted > 5 { 429 } else { 200 };
+        assert_eq!(guest.ask("POST", "/alice?ttl=60000", "").await, (status, format!("{counted}\n")));
+    }
+    put("/bob?ttl=1", None).await;
+    let patience = Instant::now() + PATIENCE;
+    while guest.ask("GET", "/bob", "").await.0 != 404 {
+        assert!(Instant::now() < patience, "a session of 1 ms is there");
+    }
+    assert_eq!(guest.ask("DELETE", "/alice", "").await.0, 204);
+    assert_eq!(guest.ask("GET", "/", "").await, (200, String::new()));
+}
+
+#[tokio::test]
+async fn terms_beyond_their_bounds_are_values_that_the_guest_sees() {
+    let guest = Guest::new("session").await.with(granted).activate().unwrap();
+    let put = async |path: &str, kind: &str, etag: Option<&str>| {
+        let mut request = request("PUT", path, full("stitch"));
+        request.http.headers_mut().insert("content-type", kind.parse().unwrap());
+        if let Some(etag) = etag {
+            request.http.headers_mut().insert("if-match", etag.parse().unwrap());
+        }
+        told(guest.call(request).await.unwrap()).await
+    };
+    let refused = |why: &str| (500, format!("store: Error::Other(\"{why}\")\n"));
+    assert_eq!(put("/a?ttl=0", "a/b", None).await, refused("ttl of 0 ms, it is from 1 to 315360000000"));
+    let long = put("/a?ttl=315360000001", "a/b", None).await;
+    assert_eq!(long, refused("ttl of 315360000001 ms, it is from 1 to 315360000000"));
+    assert_eq!(guest.ask("POST", "/a?ttl=0", "").await, refused("ttl of 0 ms, it is from 1 to 315360000000"));
+    let large = put("/a", &"m".repeat(1025), None).await;
+    assert_eq!(large, refused("metadata of 1025 bytes, the limit is 1024"));
+    assert_eq!(put("/a", "a/b", Some("\"no version\"")).await, refused("unknown version"));
+    assert_eq!(guest.ask("GET", "/a", "").await.0, 404, "nothing was written");
+    assert_eq!(put("/a?ttl=315360000000", &"m".repeat(1024), None).await.0, 201);
+
+    let guest = Guest::new("session").await.activate().unwrap();
+    let denied = guest.ask("GET", "/a", "").await;
+    assert_eq!(denied, (500, "store: Error::AccessDenied\n".into()));
+}
+
+#[test]
+fn the_interface_that_the_example_ships_is_the_hosts() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let host = std::fs::read_to_string(root.join("wit/selvage-keyvalue.wit")).unwrap();
+    let example = root.join("../examples/session/wit/selvage-keyvalue.wit");
+    assert_eq!(std::fs::read_to_string(example).unwrap(), host);
+}
+
+#[tokio::test]
 async fn a_store_that_was_not_granted_is_denied() {
     let guest = Guest::new("counter").await.activate().unwrap();
     for path in ["/kv/a", "/count/a"] {
