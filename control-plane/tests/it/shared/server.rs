@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -39,16 +40,25 @@ fn is_there(name: &str) -> bool {
     found
 }
 
+/// A port that nobody listens on, below those that the system gives to whoever wants any: it stays free until it is used.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + u16::try_from(std::process::id() % 200).unwrap() * 100;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 impl Server {
     /// A server that listens. None: it is not installed.
     pub(super) fn start() -> Option<Self> {
         if !is_there("nats-server") {
             return None;
         }
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         fs::write(dir.path().join("password"), "of-a-test\n").unwrap();
         let mut server = Self { dir, port, child: None };
         server.resume();

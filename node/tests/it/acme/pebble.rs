@@ -5,6 +5,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustls::RootCertStore;
@@ -59,21 +60,30 @@ fn is_there(name: &str) -> bool {
     found
 }
 
+/// A port that nobody listens on, below those that the system gives to whoever wants any: it stays free until it is used.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + u16::try_from(std::process::id() % 200).unwrap() * 100;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 impl Pebble {
     /// An authority that is not running yet. None: it is not installed.
     pub(super) fn new() -> Option<Self> {
         if !["pebble", "pebble-challtestsrv", "curl"].into_iter().all(is_there) {
             return None;
         }
-        // Ports that nobody has now, all of them held until the last is known.
-        let free: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<u16> = free.iter().map(|free| free.local_addr().unwrap().port()).collect();
+        let [directory, management, names, names_management] = std::array::from_fn(|_| free_port());
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create("directory").unwrap();
         fs::write(dir.path().join("roots.pem"), authority.certificate_pem()).unwrap();
         let own = authority.issue_server(&[], &["127.0.0.1".parse().unwrap()]).unwrap();
         own.save(dir.path().join("own.pem"), dir.path().join("own.key")).unwrap();
-        let [directory, management, names, names_management] = ports[..] else { unreachable!() };
         Some(Self { dir, directory, management, names, names_management, children: Vec::new(), external: None })
     }
 
