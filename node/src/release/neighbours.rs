@@ -79,8 +79,10 @@ impl Neighbours {
         None
     }
 
-    /// What may be signatures of a manifest, if a neighbour knows any. Nothing of it is believed.
+    /// What may be signatures of a manifest, as far as neighbours know any. Nothing of it is believed, and one that names
+    /// others keeps nobody from being asked.
     pub(crate) async fn signatures(&self, manifest: Digest) -> Vec<Descriptor> {
+        let mut found: Vec<Descriptor> = Vec::new();
         for (peer, origin) in self.near() {
             let path = format!("{SIGNATURES_PATH}{manifest}");
             let asked = origin.get_once(&path, "application/json", LIST_BYTES_MAX, Duration::ZERO);
@@ -91,15 +93,20 @@ impl Neighbours {
                 Err(_) => Err("it is too slow".to_owned()),
             };
             match list {
-                Ok(list) if list.is_empty() => {}
-                Ok(list) => return list.into_iter().take(SIGNATURES_MAX).collect(),
+                Ok(list) => {
+                    for layer in list.into_iter().take(SIGNATURES_MAX) {
+                        if !found.contains(&layer) {
+                            found.push(layer);
+                        }
+                    }
+                }
                 Err(error) => self.leave_alone(&peer, &error),
             }
         }
-        Vec::new()
+        found
     }
 
-    /// Neighbours to ask, those that last answered well first in the order of the plan.
+    /// Neighbours to ask, in the order of the plan, without those that are left alone.
     fn near(&self) -> Vec<(NodeName, Origin)> {
         let Some(plan) = self.plans.borrow().clone() else { return Vec::new() };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

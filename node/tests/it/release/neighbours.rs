@@ -28,6 +28,7 @@ enum Lie {
     Endless,
     TooMuch,
     AnotherNode,
+    OtherSignatures,
 }
 
 fn role(name: &str) -> Role {
@@ -40,10 +41,17 @@ fn peer(name: &str, admin: SocketAddr) -> Peer {
 
 async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin, lie: Lie) {
     let mut asked = [0; 4_096];
-    while stream.read(&mut asked).await.is_ok_and(|read| read > 0) {
+    while let Ok(read @ 1..) = stream.read(&mut asked).await {
         let head = "HTTP/1.1 200 OK\r\ncontent-length: ";
         let _ = match lie {
             Lie::OtherBytes | Lie::AnotherNode => stream.write_all(format!("{head}7\r\n\r\nanother").as_bytes()).await,
+            // It has nothing, and says that signatures are what nobody has.
+            Lie::OtherSignatures if asked[..read].starts_with(b"GET /signatures/") => {
+                let digest = Digest::of(b"nothing");
+                let list = format!(r#"[{{"mediaType":"application/octet-stream","digest":"{digest}","size":90}}]"#);
+                stream.write_all(format!("{head}{}\r\n\r\n{list}", list.len()).as_bytes()).await
+            }
+            Lie::OtherSignatures => stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await,
             Lie::CutShort => {
                 let _ = stream.write_all(format!("{head}90\r\n\r\nshort").as_bytes()).await;
                 return;
@@ -130,9 +138,8 @@ async fn with_the_control_plane_gone_a_release_comes_from_a_neighbour_and_lies_d
     let dir = fleet.dir.path().to_owned();
     let other = tempfile::tempdir().unwrap();
     let (state, neighbours) = (dir.join("state"), other.path().join("state"));
-    for (number, lie) in
-        (1..).zip([Lie::OtherBytes, Lie::CutShort, Lie::Silence, Lie::Endless, Lie::TooMuch, Lie::AnotherNode])
-    {
+    let lies = [Lie::OtherBytes, Lie::CutShort, Lie::Silence, Lie::Endless, Lie::TooMuch, Lie::AnotherNode];
+    for (number, lie) in (1..).zip(lies.into_iter().chain([Lie::OtherSignatures])) {
         // It gets the plan and the release while the control plane is there.
         let honest_dir = neighbours.join(number.to_string());
         let (liar, _lying) = liar(&fleet, lie).await;
