@@ -36,14 +36,14 @@ const BODY_SHOWN_MAX: usize = 200;
 /// The control plane, or several with one state.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    places: Arc<[Place]>,
+    endpoints: Arc<[Endpoint]>,
     /// Which of them is asked.
     current: Arc<AtomicUsize>,
 }
 
 /// One control plane.
 #[derive(Debug)]
-struct Place {
+struct Endpoint {
     client: reqwest::Client,
     base: String,
     address: String,
@@ -168,26 +168,26 @@ impl Origin {
     /// # Errors
     /// [`OriginError::Address`], [`OriginError::Client`].
     pub(crate) fn of(role: &Role, addresses: &[String], tls: &ClientConfig) -> Result<Self, OriginError> {
-        let place = |address: &String| Place::new(role, address, tls);
-        let places: Vec<Place> = addresses.iter().map(place).collect::<Result<_, _>>()?;
-        if places.is_empty() {
+        let endpoint = |address: &String| Endpoint::new(role, address, tls);
+        let endpoints: Vec<Endpoint> = addresses.iter().map(endpoint).collect::<Result<_, _>>()?;
+        if endpoints.is_empty() {
             return Err(OriginError::Address(String::new()));
         }
-        Ok(Self { places: places.into(), current: Arc::default() })
+        Ok(Self { endpoints: endpoints.into(), current: Arc::default() })
     }
 
     /// Who is asked now.
-    fn place(&self) -> (usize, &Place) {
-        let current = self.current.load(Ordering::Relaxed) % self.places.len();
-        (current, &self.places[current])
+    fn endpoint(&self) -> (usize, &Endpoint) {
+        let current = self.current.load(Ordering::Relaxed) % self.endpoints.len();
+        (current, &self.endpoints[current])
     }
 
     /// What was asked of this one was not answered: the next is asked from now on, unless somebody else found so first.
     fn pass_by<T>(&self, asked: usize, result: Result<T, OriginError>) -> Result<T, OriginError> {
-        if matches!(result, Err(OriginError::Unreachable { .. } | OriginError::Slow(_))) && self.places.len() > 1 {
-            let next = (asked + 1) % self.places.len();
+        if matches!(result, Err(OriginError::Unreachable { .. } | OriginError::Slow(_))) && self.endpoints.len() > 1 {
+            let next = (asked + 1) % self.endpoints.len();
             if self.current.compare_exchange(asked, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                let (from, to) = (&self.places[asked].address, &self.places[next].address);
+                let (from, to) = (&self.endpoints[asked].address, &self.endpoints[next].address);
                 tracing::warn!(%from, %to, "a control plane does not answer, the next is asked");
             }
         }
@@ -234,8 +234,8 @@ impl Origin {
 
     /// Asks once for what follows `bytes`. Whether there is such a blob; then all of it is there.
     async fn rest_once(&self, path: &str, size: u64, bytes: &mut BytesMut) -> Result<bool, OriginError> {
-        let (asked, place) = self.place();
-        let mut request = place.client.get(format!("{}{path}", place.base)).header(ACCEPT, "*/*");
+        let (asked, endpoint) = self.endpoint();
+        let mut request = endpoint.client.get(format!("{}{path}", endpoint.base)).header(ACCEPT, "*/*");
         if !bytes.is_empty() {
             request = request.header(RANGE, format!("bytes={}-", bytes.len()));
         }
@@ -275,8 +275,8 @@ impl Origin {
         bytes_max: u64,
         wait: Duration,
     ) -> Result<Option<Page>, OriginError> {
-        let (asked, place) = self.place();
-        let sending = place.client.get(format!("{}{path}", place.base)).header(ACCEPT, accept).send();
+        let (asked, endpoint) = self.endpoint();
+        let sending = endpoint.client.get(format!("{}{path}", endpoint.base)).header(ACCEPT, accept).send();
         let response = self.pass_by(asked, answer(path, sending, wait + HEAD).await)?;
         if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::NOT_MODIFIED) {
             return Ok(None);
@@ -301,8 +301,8 @@ impl Origin {
         document: &impl Serialize,
         own: Option<Authorities>,
     ) -> Result<Option<Authorities>, OriginError> {
-        let (asked, place) = self.place();
-        let mut request = place.client.put(format!("{}{path}", place.base)).json(document);
+        let (asked, endpoint) = self.endpoint();
+        let mut request = endpoint.client.put(format!("{}{path}", endpoint.base)).json(document);
         if let Some(own) = own {
             request = request.header(AUTHORITIES_FIELD, own.to_string());
         }
@@ -319,8 +319,8 @@ impl Origin {
     /// # Errors
     /// [`OriginError`].
     pub async fn post(&self, path: &str, document: &impl Serialize, bytes_max: u64) -> Result<Bytes, OriginError> {
-        let (asked, place) = self.place();
-        let sending = place.client.post(format!("{}{path}", place.base)).json(document).send();
+        let (asked, endpoint) = self.endpoint();
+        let sending = endpoint.client.post(format!("{}{path}", endpoint.base)).json(document).send();
         let response = self.pass_by(asked, answer(path, sending, HEAD).await)?;
         if !response.status().is_success() {
             return Err(refused(path, response).await);
@@ -330,7 +330,7 @@ impl Origin {
     }
 }
 
-impl Place {
+impl Endpoint {
     fn new(role: &Role, address: &str, tls: &ClientConfig) -> Result<Self, OriginError> {
         let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
         let (_, port) =
@@ -469,7 +469,7 @@ mod tests {
         let tls = selvage_certs::client(&rustls::RootCertStore::empty());
         let origin = Origin::new(&["a:1".into(), "b:2".into(), "c:3".into()], &tls).unwrap();
         let slow = || Err::<(), _>(OriginError::Slow("/".into()));
-        let at = || origin.place().1.address.clone();
+        let at = || origin.endpoint().1.address.clone();
         assert_eq!(at(), "a:1");
         // Two questions that waited for the same one move on by one place.
         assert!(origin.pass_by(0, slow()).is_err() && origin.pass_by(0, slow()).is_err());
