@@ -146,6 +146,12 @@ impl Authority {
         Self::with_key(common_name, KeyPair::generate().map_err(AuthorityError::Make)?)
     }
 
+    /// Opens the authority of a directory. One that is not there now is an error: a new one would be nobody's.
+    pub fn open(directory: &Path) -> Result<Self, AuthorityError> {
+        let _lock = locked(directory)?;
+        Self::read(&directory.join(CERTIFICATE_FILE), &directory.join(KEY_FILE))
+    }
+
     /// Opens the authority of a directory, or makes one there if there is none.
     pub fn open_or_create(directory: &Path) -> Result<Self, AuthorityError> {
         let failed = |source| AuthorityError::Directory { path: directory.to_owned(), source };
@@ -155,7 +161,7 @@ impl Authority {
 
         let (certificate, key) = (directory.join(CERTIFICATE_FILE), directory.join(KEY_FILE));
         match (certificate.try_exists().map_err(failed)?, key.try_exists().map_err(failed)?) {
-            (true, true) => Self::open(&certificate, &key),
+            (true, true) => Self::read(&certificate, &key),
             (true, false) => Err(AuthorityError::KeyMissing { certificate, key }),
             // The key is written first: this is where a start that was cut short is taken up again.
             (false, true) => {
@@ -187,7 +193,7 @@ impl Authority {
         })
     }
 
-    fn open(certificate_path: &Path, key_path: &Path) -> Result<Self, AuthorityError> {
+    fn read(certificate_path: &Path, key_path: &Path) -> Result<Self, AuthorityError> {
         let key = read_key(key_path)?;
         let not_authority = || AuthorityError::NotAuthority { path: certificate_path.to_owned() };
         // While one authority follows another there are two; the one issues whose key this is.
@@ -416,6 +422,9 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&directory.join(KEY_FILE)), 0o600);
         assert_eq!(mode(&directory), 0o700);
+        assert_eq!(Authority::open(&directory).unwrap().certificate_der(), made.certificate_der());
+        assert!(Authority::open(parent.path()).is_err() && Authority::open(&parent.path().join("gone")).is_err());
+        assert!(!parent.path().join(KEY_FILE).exists() && !parent.path().join("gone").exists(), "nothing is made");
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Joining {
 
     fn authority(&self) -> Result<Authority, JoinError> {
         let directory = self.authority.as_ref().ok_or(JoinError::NoAuthority)?;
-        Authority::open_or_create(directory).map_err(JoinError::Authority)
+        Authority::open(directory).map_err(JoinError::Authority)
     }
 
     /// What nodes are told of the authorities: whom to believe, and who issues. Waits on the disk. None: certificates are
