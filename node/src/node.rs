@@ -295,6 +295,9 @@ impl Node {
             }
         };
         let released = tokio::time::timeout(RELEASE_MAX, released).await.is_ok();
+        if !released {
+            tracing::warn!("what was under way holds the kv's files until the process ends");
+        }
         drop(self.kv);
         if let Some(offer) = self.offer {
             offer.let_go(released);

@@ -15,11 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::geteuid;
+use rustix::process::{PidfdFlags, geteuid, pidfd_open};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
@@ -43,6 +46,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const LATE_MAX: Duration = Duration::from_secs(15);
 /// What the successor says when new connections are its own.
 const TAKEN: &[u8] = b"taken\n";
+/// What the process before says when what only one process may have is free, though it runs on.
+const FREE: &[u8] = b"free\n";
 
 /// Why a node could not take over.
 #[derive(Debug, thiserror::Error)]
@@ -124,8 +129,11 @@ impl Offer {
     /// Tells the successor, if there is one, that what only one process may have is free: when `free`, now, and else when
     /// this process ends.
     pub(super) fn let_go(&self, free: bool) {
-        let stream = self.successor.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if !free {
+        let Some(mut stream) = self.successor.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        if free {
+            // A successor that is gone needs to know nothing.
+            let _ = stream.write_all(FREE);
+        } else {
             // The end of the process closes it.
             std::mem::forget(stream);
         }
@@ -253,23 +261,39 @@ fn assemble(told: &Told, descriptors: Vec<OwnedFd>) -> Option<Sockets> {
     Some(Sockets { https, http, quic })
 }
 
-/// Waits until the other side is gone.
+/// Waits until the other side says that all is free, or is gone.
 fn wait_for_end(stream: &mut UnixStream, most: Duration) -> Result<(), HandoverError> {
     let begun = Instant::now();
+    let left = || Some(most.saturating_sub(begun.elapsed())).filter(|left| !left.is_zero());
+    let stays = || HandoverError::Stays { waited: most };
+    // Whose end is awaited below: asked for while it is there, as its number may be another's later.
+    let process = process_of(stream);
     let mut byte = [0; 1];
-    loop {
-        let left = most.saturating_sub(begun.elapsed());
-        if left.is_zero() {
-            return Err(HandoverError::Stays { waited: most });
-        }
+    let said = loop {
         // Fails only for no time at all.
-        let _ = stream.set_read_timeout(Some(left));
+        let _ = stream.set_read_timeout(Some(left().ok_or_else(stays)?));
         match stream.read(&mut byte) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            // It says nothing more: a byte, an end or a failure all mean that it goes or has gone.
-            Ok(_) | Err(_) => return Ok(()),
+            Ok(read) => break read > 0,
+            Err(_) => break false,
+        }
+    };
+    // A process that ends closes its files one by one, and this one may be among the first.
+    while let Some(process) = process.as_ref().filter(|_| !said) {
+        let left = left().ok_or_else(stays)?;
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) | Err(_) => break,
         }
     }
+    Ok(())
+}
+
+/// The process at the other side of a socket. None where the system can't say.
+fn process_of(stream: &UnixStream) -> Option<OwnedFd> {
+    let other = socket_peercred(stream).ok()?.pid;
+    pidfd_open(other, PidfdFlags::empty()).ok()
 }
 
 #[cfg(test)]
@@ -357,8 +381,20 @@ mod tests {
 
     #[test]
     fn who_does_not_go_is_told() {
-        let (mut near, _far) = UnixStream::pair().unwrap();
-        let stays = wait_for_end(&mut near, Duration::from_millis(20));
-        assert!(matches!(stays, Err(HandoverError::Stays { .. })));
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let stays = |near: &mut UnixStream| {
+            matches!(wait_for_end(near, Duration::from_millis(20)), Err(HandoverError::Stays { .. }))
+        };
+        assert!(stays(&mut near));
+        // The socket has ended, and its process, which is this one, has not.
+        drop(far);
+        assert!(stays(&mut near));
+    }
+
+    #[test]
+    fn who_says_that_all_is_free_is_waited_for_no_longer() {
+        let (mut near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(FREE).unwrap();
+        wait_for_end(&mut near, Duration::from_secs(60)).unwrap();
     }
 }

@@ -78,7 +78,6 @@ pub struct Vault {
 }
 
 struct Core {
-    place: Option<Place>,
     blobs: Option<Blobs>,
     mark: Option<Mark>,
     settings: Settings,
@@ -91,6 +90,8 @@ struct Core {
     corrupt: AtomicU64,
     changes: Changes,
     room: Mutex<Option<(Instant, u64)>>,
+    /// The last to be dropped: who waits for the directory finds the rows closed.
+    place: Option<Place>,
 }
 
 #[derive(Clone)]
