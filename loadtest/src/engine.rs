@@ -76,7 +76,9 @@ impl Engine {
             let mut of_target = [None, None, None];
             for (place, protocol) in of_target.iter_mut().zip(Protocol::ALL) {
                 if options.mix.weight(protocol) > 0 {
-                    let opener = Opener::new(target.clone(), protocol, &tls, Arc::clone(&drivers))?;
+                    // A connection may take as long as a request, which fails if it has none by then.
+                    let (drivers, most) = (Arc::clone(&drivers), options.timeout);
+                    let opener = Opener::new(target.clone(), protocol, &tls, drivers, most)?;
                     *place = Some(Arc::new(Lane::new(opener, options.connections)));
                 }
             }

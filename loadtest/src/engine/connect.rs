@@ -17,8 +17,6 @@ use tokio_rustls::client::TlsStream;
 use crate::error::{ConnectError, LoadError};
 use crate::options::{Protocol, Scheme, Target};
 
-/// Time for one connection to be ready for requests.
-const OPEN_MAX: Duration = Duration::from_secs(5);
 /// After a failed attempt the next one of the same target and protocol waits this long. Requests that need it
 /// earlier fail at once, so that a target that is down is not hammered with handshakes.
 const REOPEN_PAUSE: Duration = Duration::from_millis(100);
@@ -100,6 +98,8 @@ pub(super) struct Opener {
     tls: Arc<ClientConfig>,
     quic: quinn::ClientConfig,
     drivers: Arc<Drivers>,
+    /// Time for one connection to be ready for requests.
+    open_max: Duration,
     failed_at: Mutex<Option<Instant>>,
     opened: AtomicU64,
     failed: AtomicU64,
@@ -111,6 +111,7 @@ impl Opener {
         protocol: Protocol,
         tls: &Tls,
         drivers: Arc<Drivers>,
+        open_max: Duration,
     ) -> Result<Opener, LoadError> {
         let name =
             ServerName::try_from(target.host.clone()).map_err(|_| LoadError::Host { host: target.host.clone() })?;
@@ -122,6 +123,7 @@ impl Opener {
             tls: Arc::clone(config),
             quic: tls.quic.clone(),
             drivers,
+            open_max,
             failed_at: Mutex::new(None),
             opened: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -165,9 +167,9 @@ impl Opener {
         if last.is_some_and(|at| at.elapsed() < REOPEN_PAUSE) {
             return Err(ConnectError::Pause { ms: REOPEN_PAUSE.as_millis() });
         }
-        let opened = tokio::time::timeout(OPEN_MAX, opening)
+        let opened = tokio::time::timeout(self.open_max, opening)
             .await
-            .unwrap_or(Err(ConnectError::Timeout { ms: OPEN_MAX.as_millis() }));
+            .unwrap_or(Err(ConnectError::Timeout { ms: self.open_max.as_millis() }));
         let failed_at = opened.is_err().then(Instant::now);
         let counter = if failed_at.is_some() { &self.failed } else { &self.opened };
         counter.fetch_add(1, Ordering::Relaxed);
