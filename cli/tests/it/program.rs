@@ -109,7 +109,8 @@ impl Serving {
     }
 }
 
-fn terminate(child: &Child) {
+/// Asks a process to stop.
+pub(crate) fn terminate(child: &Child) {
     let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
 }
 
