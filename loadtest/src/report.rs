@@ -151,7 +151,12 @@ impl Report {
 
     /// Whether the run is valid and each request was answered with a status it expects.
     pub fn clean(&self) -> bool {
-        self.valid && self.total.unexpected_status == 0 && self.total.errors.is_empty()
+        self.valid && self.answered()
+    }
+
+    /// Whether each request was answered with a status it expects, however late.
+    pub fn answered(&self) -> bool {
+        self.total.requests > 0 && self.total.unexpected_status == 0 && self.total.errors.is_empty()
     }
 }
 
@@ -324,7 +329,9 @@ pub(crate) mod tests {
         assert!(!report.clean());
         report.total.unexpected_status = 0;
         assert!(report.clean());
+        report.valid = false;
+        assert!(!report.clean() && report.answered(), "late, and all there");
         report.total.errors.insert(ErrorKind::Timeout, 1);
-        assert!(!report.clean());
+        assert!(!report.answered());
     }
 }

@@ -83,8 +83,11 @@ async fn up_serves_tls_with_every_version() {
     let load = ["loadtest", &url, "--ca", &ca, "--rate", "60", "--duration", "1", "--lag-ms", "2000", "-o", "json"];
     let output = finish(selvage().args(load));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(output.status.success(), "{report}");
+    // On a busy machine the run may not be valid: its requests came later than they were due, and are answered all the same.
+    assert_eq!(report["total"]["unexpected_status"], 0, "{report}");
     for protocol in ["h1", "h2", "h3"] {
-        assert!(report["protocols"][protocol]["answered"].as_u64().unwrap() > 0, "{report}");
+        let of = &report["protocols"][protocol];
+        assert!(of["answered"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!(of["answered"], of["requests"], "{report}");
     }
 }

@@ -46,10 +46,10 @@ pub(super) fn options(tour: &Tour<'_>, path: &str, rate: u32, duration: Duration
     })
 }
 
-/// Five seconds of it, with percentiles for each version.
+/// Five seconds of it, with percentiles for each version. A machine that is too busy to judge its latency says so there.
 pub(super) async fn load(tour: &mut Tour<'_>) -> Result<String, Report> {
     let report = selvage_loadtest::run(options(tour, "/", 300, Duration::from_secs(5))?, |_| {}).await;
     let report = report.map_err(|error| load_failure(&error))?;
-    expect(report.clean(), || format!("requests failed:\n{report}"))?;
+    expect(report.answered(), || format!("requests failed:\n{report}"))?;
     Ok(format!("{} requests, 0 failed\n{report}", report.total.requests))
 }
