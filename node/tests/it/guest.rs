@@ -35,7 +35,9 @@ use selvage_sync::Kv;
 /// Instances at once in all tests together.
 const INSTANCES: u32 = 64;
 /// Long for any guest here, short for whoever waits for a test that hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A wall that no guest comes to which does not wait for it: who computes gets what others leave of a busy core.
+const WALL_MS: u64 = 300_000;
 
 /// The engines of all tests, and the code that they compiled. The cache stays: the next run is faster.
 static ENGINES: LazyLock<Engines> = LazyLock::new(|| Engines::new(&EngineOptions::of_instances(INSTANCES)).unwrap());
@@ -85,7 +87,7 @@ impl Guest {
         let grants = Grants {
             app: "test".parse().unwrap(),
             component: "guest".parse().unwrap(),
-            limits: Limits::default(),
+            limits: Limits { wall_ms: WALL_MS, ..Limits::default() },
             isolation: Isolation::Fresh,
             variables: BTreeMap::new(),
             environment: BTreeMap::new(),

@@ -47,7 +47,7 @@ async fn hostile(name: &str) -> Guest {
         grants.environment.insert("NAME".into(), "value".into());
         grants.limits.memory_bytes = 64 << 20;
         grants.limits.cpu_ms = 200;
-        grants.limits.wall_ms = if name == "slow.wat" { 200 } else { 30_000 };
+        grants.limits.wall_ms = if name == "slow.wat" { 200 } else { WALL_MS };
         grants.limits.concurrent_requests = 1;
     })
 }
