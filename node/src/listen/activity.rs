@@ -27,6 +27,8 @@ struct Counters {
     glitches: AtomicU32,
     choked: AtomicBool,
     leaving: AtomicBool,
+    /// Nothing of a message of HTTP/1.1 is on its way, in or out.
+    at_rest: AtomicBool,
     /// The request of HTTP/1.1, by its number, that broke a rule. There is none after it.
     fault: OnceLock<(u64, ClientFault)>,
     /// The connection should end.
@@ -51,6 +53,7 @@ impl Activity {
             glitches: AtomicU32::new(0),
             choked: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            at_rest: AtomicBool::new(false),
             fault: OnceLock::new(),
             urge: Notify::new(),
         };
@@ -92,6 +95,16 @@ impl Activity {
     /// Bytes that came over it.
     pub(super) fn read_bytes(&self) -> u64 {
         self.shared.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing of a message of HTTP/1.1 is on its way between the stream and its parser.
+    pub(super) fn rest(&self, is_at_rest: bool) {
+        self.shared.at_rest.store(is_at_rest, Ordering::Relaxed);
+    }
+
+    /// Whether it has been without a request so long, and nothing of one is on its way.
+    pub(super) fn is_at_rest(&self, since: Duration) -> bool {
+        self.shared.at_rest.load(Ordering::Relaxed) && !self.is_busy() && self.age() >= self.rested() + since
     }
 
     /// A head has begun, or the one that had is whole.

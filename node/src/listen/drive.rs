@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use selvage_config::front::Front;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// How long a client that was cut off has to hear of it.
 const LAST_WORDS: Duration = Duration::from_millis(250);
+/// From when on a connection without a request is at rest. It is seen when its times are looked at.
+const REST: Duration = Duration::from_secs(1);
 /// Connections of one age don't all end at once: each ends this part of its time earlier, at most.
 const AGE_SPREAD: u32 = 10;
 
@@ -29,18 +31,9 @@ const AGE_SPREAD: u32 = 10;
 pub(super) trait Drain: Future<Output = hyper::Result<()>> {
     /// Takes no further request.
     fn drain(self: Pin<&mut Self>);
-}
 
-impl<I, S> Drain for http1::Connection<I, S>
-where
-    Self: Future<Output = hyper::Result<()>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = Outbound>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn drain(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
+    /// Gives back what it can while no request is here.
+    fn rest(self: Pin<&mut Self>) {}
 }
 
 impl<I, S> Drain for http2::Connection<I, S, Tasks>
@@ -157,7 +150,12 @@ pub(super) async fn drive(
             }
             () = look.as_mut() => {
                 let (leave, next) = match times.due(activity, left) {
-                    Due::Later(next) => (false, next),
+                    Due::Later(next) => {
+                        if activity.is_at_rest(REST) {
+                            connection.as_mut().rest();
+                        }
+                        (false, next)
+                    }
                     Due::Leave => (true, GOODBYE),
                     Due::Close => {
                         connection.as_mut().drain();

@@ -4,6 +4,7 @@
 //! a message otherwise, and then one client's body is another one's request. So every byte goes through here first: a head
 //! goes on when it is whole and by the rules, a body as it comes, and after the first mistake nothing goes on at all.
 
+pub(super) mod connection;
 pub(super) mod head;
 
 use crate::fault::ClientFault;
@@ -74,6 +75,11 @@ impl Messages {
     /// How many heads went on.
     pub(super) fn heads(&self) -> u64 {
         self.heads
+    }
+
+    /// Whether what went on ends where a message does.
+    pub(super) fn is_between(&self) -> bool {
+        self.state == State::Head
     }
 
     /// Looks at bytes that follow those that went on.

@@ -53,6 +53,18 @@ pub(super) struct Stream<S> {
     /// Has the system forget what a client that is given up did not take, in place of waiting for it on our behalf.
     shed: fn(&S),
     linger: Linger,
+    out: Out,
+}
+
+/// What was last done about what we have to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Out {
+    /// The system has all of it.
+    Flushed,
+    /// It was written, or tried to be.
+    Written,
+    /// It was the last.
+    Ended,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +92,29 @@ impl<S> Stream<S> {
         patience: Patience,
     ) -> Self {
         let (held, ready, linger) = (BytesMut::new(), BytesMut::new(), Linger::default());
-        Self { inner, ahead, held, ready, judge, end: None, activity, patience, shed, linger }
+        Self { inner, ahead, held, ready, judge, end: None, activity, patience, shed, linger, out: Out::Flushed }
+    }
+
+    /// Gives back what was judged and not used: it is to be read first.
+    pub(super) fn unread(&mut self, unused: &[u8]) {
+        if !unused.is_empty() {
+            let later = std::mem::replace(&mut self.ready, unused.into());
+            self.ready.extend_from_slice(&later);
+        }
+    }
+
+    fn note_write(&mut self) {
+        if self.out == Out::Flushed {
+            self.out = Out::Written;
+            self.activity.rest(false);
+        }
+    }
+
+    /// Notes whether a parser of messages would lose nothing if it went now.
+    fn note_rest(&self) {
+        let Judge::Messages(messages) = &self.judge else { return };
+        let empty = self.ahead.is_empty() && self.held.is_empty() && self.ready.is_empty() && self.end.is_none();
+        self.activity.rest(empty && messages.is_between() && self.out == Out::Flushed);
     }
 
     fn patient<T>(
@@ -116,6 +150,18 @@ impl<S> Stream<S> {
 }
 
 impl<S: AsyncRead + Unpin> Stream<S> {
+    /// Waits until there is something to read, or nothing more: an end or a failure, which whoever reads then meets.
+    pub(super) fn poll_woken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.ahead.is_empty() || !self.ready.is_empty() {
+            return Poll::Ready(());
+        }
+        let mut space = [0; READ_BYTES];
+        let mut space = ReadBuf::new(&mut space);
+        let _read = ready!(Pin::new(&mut self.inner).poll_read(cx, &mut space));
+        self.ahead = Bytes::copy_from_slice(space.filled());
+        Poll::Ready(())
+    }
+
     /// Reads what nobody has judged.
     fn poll_raw(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
@@ -253,13 +299,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.judge {
             Judge::Glitches(..) => self.poll_frames(cx, buffer),
-            Judge::Messages(_) => self.poll_messages(cx, buffer),
+            Judge::Messages(_) => {
+                let read = self.poll_messages(cx, buffer);
+                match read {
+                    Poll::Pending => self.note_rest(),
+                    Poll::Ready(_) => self.activity.rest(false),
+                }
+                read
+            }
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.note_write();
         let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
         self.sent(&[IoSlice::new(bytes)], &written);
         self.patient(cx, written, |count| *count)
@@ -270,6 +324,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.note_write();
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
         self.sent(slices, &written);
         self.patient(cx, written, |count| *count)
@@ -281,10 +336,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) && self.out == Out::Written {
+            self.out = Out::Flushed;
+            self.note_rest();
+        }
         self.patient(cx, flushed, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.out = Out::Ended;
+        self.activity.rest(false);
         if !self.linger.is_shut {
             let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
             ready!(self.patient(cx, shut, |()| 0))?;

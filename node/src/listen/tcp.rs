@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,9 +36,9 @@ use super::dearth::Dearth;
 use super::drive::{GRACE, Times, drive};
 use super::forwarded::believe;
 use super::h1::Messages;
+use super::h1::connection::Connection;
 use super::h1::head::Bounds;
 use super::h2::Glitches;
-
 use super::handshakes::{Handshake, Handshakes};
 use super::patience::Patience;
 use super::proxy;
@@ -243,7 +244,9 @@ async fn over_tls(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = &shared.parts.metrics;
-    let shaking = timeout(Duration::from_millis(shared.parts.front.handshake_ms), tls::handshake(servers, tcp));
+    // In a box, as most of what it takes is taken only by it.
+    let shaking = Box::pin(tls::handshake(servers, tcp));
+    let shaking = timeout(Duration::from_millis(shared.parts.front.handshake_ms), shaking);
     // A client that has said its part of it may have sent a request already.
     let Some(shaken) = in_time(&stop, shaking).await else { return Ok(()) };
     let (mut tls, told) = shaken.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?;
@@ -277,11 +280,17 @@ async fn sniff(tcp: &mut TcpStream) -> io::Result<(Bytes, bool)> {
     Ok((ahead.freeze(), is_h2))
 }
 
-async fn speak<S>(inner: (S, fn(&S)), ahead: Bytes, shared: Shared, stop: CancellationToken) -> anyhow::Result<()>
+/// Speaks the connection's protocol to its end. What the handshake took is given back before.
+fn speak<S>(
+    inner: (S, fn(&S)),
+    ahead: Bytes,
+    shared: Shared,
+    stop: CancellationToken,
+) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let _open = shared.parts.metrics.connection(shared.protocol);
+    let open = shared.parts.metrics.connection(shared.protocol);
     let front = Arc::clone(&shared.parts.front);
     let (activity, protocol) = (shared.activity.clone(), shared.protocol);
     let write_idle = Duration::from_millis(front.write_idle_ms);
@@ -298,13 +307,21 @@ where
             let io = TokioIo::new(Stream::new(inner, ahead, judge, activity.clone(), patience));
             let tasks = Tasks::new(write_idle, front.bytes_per_second_min);
             let times = Times::new(&front, PREFACE.len() as u64, spread);
-            drive(h2_builder(&front, tasks).serve_connection(io, service), &activity, &times, stop).await
+            let connection = h2_builder(&front, tasks).serve_connection(io, service);
+            Box::pin(async move {
+                let _open = open;
+                drive(connection, &activity, &times, stop).await
+            })
         }
         _ => {
             let judge = Judge::Messages(Messages::new(bounds(&front)));
-            let io = TokioIo::new(Stream::new(inner, ahead, judge, activity.clone(), patience));
+            let stream = Stream::new(inner, ahead, judge, activity.clone(), patience);
             let times = Times::new(&front, 0, spread);
-            drive(h1_builder(&front).serve_connection(io, service), &activity, &times, stop).await
+            let connection = Connection::new(h1_builder(&front), stream, service);
+            Box::pin(async move {
+                let _open = open;
+                drive(connection, &activity, &times, stop).await
+            })
         }
     }
 }
