@@ -48,7 +48,8 @@ pub(super) async fn connect(config: &NatsConfig) -> Result<Client, JournalError>
         options = options.nkey(secret(path)?);
     } else if let Some(path) = &config.credentials_file {
         let failed = |_| JournalError::Setting(format!("{} holds no credentials", path.display()));
-        options = options.credentials(&secret(path)?).map_err(failed)?;
+        // The client wants the end of the last line, which is no part of a secret elsewhere.
+        options = options.credentials(&format!("{}\n", secret(path)?)).map_err(failed)?;
     }
     options.connect(servers).await.map_err(|error| JournalError::Setting(error.to_string()))
 }

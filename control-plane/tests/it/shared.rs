@@ -1,7 +1,10 @@
 //! Several control planes with one state, over a real NATS server.
 
 mod agreed;
+mod cluster;
 mod fleet;
+mod guard;
+mod guarded;
 mod server;
 
 use std::collections::BTreeSet;

@@ -37,11 +37,20 @@ impl Fleet {
         Self::over(World::start().await, server).await
     }
 
+    /// Over several servers, which a control plane's file names so.
+    pub(super) async fn with(nats: String) -> Self {
+        Self::of(World::start().await, nats).await
+    }
+
     /// In the place of the one control plane of this world.
-    pub(super) async fn over(mut world: World, server: &Server) -> Self {
+    pub(super) async fn over(world: World, server: &Server) -> Self {
+        Self::of(world, server.config()).await
+    }
+
+    async fn of(mut world: World, nats: String) -> Self {
         world.stop().await;
         std::fs::write(world.directory.path().join("sealing.key"), format!("{}\n", "cd".repeat(32))).unwrap();
-        Self { world, nats: server.config(), running: BTreeMap::new() }
+        Self { world, nats, running: BTreeMap::new() }
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

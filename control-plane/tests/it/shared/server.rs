@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Server {
     dir: TempDir,
     port: u16,
+    /// Whom it lets in, and what else its file says.
+    settings: String,
+    /// What a control plane's file says of how to get in.
+    entry: String,
     child: Option<Child>,
 }
 
@@ -30,7 +35,7 @@ impl Drop for Server {
     }
 }
 
-fn is_there(name: &str) -> bool {
+pub(super) fn is_there(name: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&paths).any(|dir| dir.join(name).is_file());
     assert!(found || std::env::var_os("CI").is_none(), "CI needs {name}: see .ci/tools");
@@ -41,7 +46,7 @@ fn is_there(name: &str) -> bool {
 }
 
 /// A port that nobody listens on, below those that the system gives to whoever wants any: it stays free until it is used.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 10_000 + u16::try_from(std::process::id() % 200).unwrap() * 100;
     loop {
@@ -53,25 +58,52 @@ fn free_port() -> u16 {
 }
 
 impl Server {
-    /// A server that listens. None: it is not installed.
+    /// A server that listens and knows a password. None: it is not installed.
     pub(super) fn start() -> Option<Self> {
+        Self::start_with(|dir| {
+            fs::write(dir.join("password"), "of-a-test\n").unwrap();
+            let entry = format!("user = \"selvage\"\npassword_file = {:?}\n", dir.join("password"));
+            ("server_name: one\nauthorization { user: selvage, password: of-a-test }\n".into(), entry)
+        })
+    }
+
+    /// The same with other settings, and what a control plane's file says to get in.
+    pub(super) fn start_with(settings: impl FnOnce(&Path) -> (String, String)) -> Option<Self> {
         if !is_there("nats-server") {
             return None;
         }
-        let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-        fs::write(dir.path().join("password"), "of-a-test\n").unwrap();
-        let mut server = Self { dir, port, child: None };
+        let mut server = Self::prepared(settings);
         server.resume();
         Some(server)
     }
 
-    /// Starts it again over what it had.
+    /// The same, not yet running.
+    pub(super) fn prepared(settings: impl FnOnce(&Path) -> (String, String)) -> Self {
+        let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+        let (settings, entry) = settings(dir.path());
+        Self { dir, port, settings, entry, child: None }
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Starts it, or again over what it had.
     pub(super) fn resume(&mut self) {
+        self.spawn();
+        let begun = Instant::now();
+        while !self.answers() {
+            assert!(begun.elapsed() < PATIENCE, "nats-server does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn spawn(&mut self) {
         let store = self.dir.path().join("store");
         let config = format!(
-            "listen: \"127.0.0.1:{}\"\nserver_name: one\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n\
-             authorization {{ user: selvage, password: of-a-test }}\nlog_file: {:?}\n",
+            "listen: \"127.0.0.1:{}\"\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n{}log_file: {:?}\n",
             self.port,
+            self.settings,
             self.dir.path().join("log"),
         );
         let file = self.dir.path().join("nats.conf");
@@ -79,11 +111,6 @@ impl Server {
         let mut child = Command::new("nats-server");
         let child = child.arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         self.child = Some(child);
-        let begun = Instant::now();
-        while !self.answers() {
-            assert!(begun.elapsed() < PATIENCE, "nats-server does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 
     /// Whether it says who it is, as a server does first of all.
@@ -109,10 +136,8 @@ impl Server {
     /// What a control plane's file says of it. A baseline is due after a few changes.
     pub(super) fn config(&self) -> String {
         format!(
-            "servers = [\"nats://127.0.0.1:{}\"]\nreplicas = 1\nuser = \"selvage\"\npassword_file = {:?}\n\
-             request_ms = 2000\nbaseline_after = 16\n",
-            self.port,
-            self.dir.path().join("password"),
+            "servers = [\"nats://127.0.0.1:{}\"]\nreplicas = 1\n{}request_ms = 2000\nbaseline_after = 16\n",
+            self.port, self.entry,
         )
     }
 }
