@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::invalid::{Invalid, Problems};
+use crate::oci::Repository;
 use crate::signature::PREDICATE_SIGN;
 
 /// Largest policy file, bytes.
@@ -21,8 +22,12 @@ pub const RULES_MAX: usize = 1_024;
 pub const SIGNERS_MAX: usize = 32;
 /// Most attestations that a rule demands.
 pub const ATTESTATIONS_MAX: usize = 16;
+/// Most registries that a policy names.
+pub const REGISTRIES_MAX: usize = 64;
 /// Longest pattern, bytes.
 const PATTERN_BYTES_MAX: usize = 1_024;
+/// What a rule calls the fleet's own registry: all that is no mirror of another one.
+const OWN: &str = "own";
 
 /// A pattern, with its place in the file.
 pub type Pattern = Spanned<String>;
@@ -31,6 +36,10 @@ pub type Pattern = Spanned<String>;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
+    /// The registries that are mirrored, by what their repositories begin with here (`prefix` of the control plane's
+    /// `[[registry.upstreams]]`). Rules are for one of them, or for what is in none.
+    #[serde(default)]
+    pub registries: Vec<Repository>,
     /// The first that covers an app decides. None does: it does not run.
     #[serde(default, rename = "rule")]
     pub rules: Vec<Rule>,
@@ -43,7 +52,12 @@ pub struct Rule {
     /// Names of apps; a `*` at the end stands for any rest. Default: all.
     #[serde(default = "all")]
     pub apps: Vec<String>,
-    /// Repositories; a `*` at the end stands for any rest. Default: all.
+    /// Whence it must come: one of the policy's `registries`, or `own` for what is in none of them. Default: wherever.
+    pub registry: Option<Spanned<String>>,
+    /// All that the policy names: what is in one of them is not `own`.
+    #[serde(skip)]
+    registries: Vec<Repository>,
+    /// Repositories, by the names that they have in `registry` where that is said; a `*` at the end stands for any rest. Default: all.
     #[serde(default = "all")]
     pub repositories: Vec<String>,
     /// Whose signatures count.
@@ -135,8 +149,10 @@ impl Policy {
         if policy.rules.len() > RULES_MAX {
             problems.add(None, "rule", format!("more than {RULES_MAX} rules"), None);
         }
+        check_registries(&policy.registries, &mut problems);
         for (index, rule) in policy.rules.iter_mut().enumerate() {
             let field = format!("rule[{index}]");
+            rule.registries.clone_from(&policy.registries);
             rule.check(&field, &mut problems);
             let demanded = rule.attestations.iter_mut().flat_map(|demand| &mut demand.signers);
             for signer in rule.signers.iter_mut().chain(demanded) {
@@ -163,6 +179,12 @@ impl Policy {
         if self.rules.is_empty() {
             lints.push(Lint { field: "rule".into(), message: "there is no rule, so nothing runs".into() });
         }
+        for (index, registry) in self.registries.iter().enumerate() {
+            if !self.rules.iter().any(|rule| rule.registry() == Some(registry.as_str())) {
+                let message = format!("no rule is for {registry}");
+                lints.push(Lint { field: format!("registries[{index}]"), message });
+            }
+        }
         for (index, rule) in self.rules.iter().enumerate() {
             let covered = self.rules[..index].iter().any(|before| before.covers_all());
             if covered {
@@ -182,6 +204,36 @@ impl Policy {
 }
 
 impl Rule {
+    /// A rule for every app and repository: one of these signers suffices.
+    pub fn of(signers: Vec<Signer>, legacy_signatures: bool) -> Self {
+        Self {
+            apps: all(),
+            registry: None,
+            registries: Vec::new(),
+            repositories: all(),
+            signers,
+            threshold: one(),
+            legacy_signatures,
+            annotations: BTreeMap::new(),
+            attestations: Vec::new(),
+        }
+    }
+
+    fn registry(&self) -> Option<&str> {
+        self.registry.as_ref().map(|registry| registry.get_ref().as_str())
+    }
+
+    /// What a repository is called where this rule looks. None: it looks elsewhere.
+    fn called<'r>(&self, repository: &'r str) -> Option<&'r str> {
+        match self.registry() {
+            None => Some(repository),
+            Some(OWN) => {
+                self.registries.iter().all(|other| below(other.as_str(), repository).is_none()).then_some(repository)
+            }
+            Some(registry) => below(registry, repository),
+        }
+    }
+
     /// Whether it decides about this app.
     pub fn covers(&self, app: &str, repository: &str) -> bool {
         let fits = |patterns: &[String], name: &str| {
@@ -190,12 +242,12 @@ impl Rule {
                 None => name == pattern,
             })
         };
-        fits(&self.apps, app) && fits(&self.repositories, repository)
+        fits(&self.apps, app) && self.called(repository).is_some_and(|name| fits(&self.repositories, name))
     }
 
     fn covers_all(&self) -> bool {
         let is_all = |patterns: &[String]| patterns.iter().any(|pattern| pattern == "*");
-        is_all(&self.apps) && is_all(&self.repositories)
+        self.registry.is_none() && is_all(&self.apps) && is_all(&self.repositories)
     }
 
     /// Every signer with its place.
@@ -216,6 +268,14 @@ impl Rule {
                 problems.add(None, format!("{field}.{name}"), "names, or beginnings with one * at the end", None);
             }
         }
+        if let Some(registry) = &self.registry {
+            let name = registry.get_ref();
+            if name != OWN && !self.registries.iter().any(|known| known.as_str() == name) {
+                let hint = "name the control plane's prefix of it in `registries`, before the first rule; or \"own\"";
+                let message = format!("{name:?} is none of the policy's registries");
+                problems.add(Some(registry.span()), format!("{field}.registry"), message, Some(hint));
+            }
+        }
         enough(&format!("{field}.threshold"), self.threshold, &self.signers, problems);
         if self.attestations.len() > ATTESTATIONS_MAX {
             problems.add(None, format!("{field}.attestations"), format!("more than {ATTESTATIONS_MAX}"), None);
@@ -233,6 +293,33 @@ impl Rule {
         }
         for (field, signer) in self.signers(field) {
             signer.check(&field, problems);
+        }
+    }
+}
+
+/// What a repository of the registry mirrored at `prefix` is called there.
+fn below<'r>(prefix: &str, repository: &'r str) -> Option<&'r str> {
+    repository.strip_prefix(prefix)?.strip_prefix('/')
+}
+
+/// Registries each of whose repositories is of one of them alone.
+fn check_registries(registries: &[Repository], problems: &mut Problems) {
+    if registries.len() > REGISTRIES_MAX {
+        problems.add(None, "registries", format!("more than {REGISTRIES_MAX}"), None);
+    }
+    for (index, registry) in registries.iter().enumerate() {
+        let field = format!("registries[{index}]");
+        if registry.as_str() == OWN {
+            let hint = "rules call by it what is in none of the others; give the upstream another prefix";
+            problems.add(None, field, format!("{OWN:?} is the fleet's own registry"), Some(hint));
+            continue;
+        }
+        let is_within = |other: &Repository| other == registry || below(other.as_str(), registry.as_str()).is_some();
+        let others = registries.iter().enumerate().filter(|(place, _)| *place != index);
+        if let Some((_, other)) =
+            others.clone().find(|(place, other)| is_within(other) && (*other != registry || *place < index))
+        {
+            problems.add(None, field, format!("{registry} is {other}, or within it"), None);
         }
     }
 }
@@ -398,6 +485,52 @@ signers = [{ key = "release.pub" }]
         assert_eq!(rule("shop", "acme/shop"), Some(1));
         assert_eq!(rule("shop", "other/shop"), None);
         assert_eq!(policy.lints(), []);
+    }
+
+    #[test]
+    fn a_rule_may_be_for_one_registry_and_repositories_are_called_as_there() {
+        let text = "registries = ['ghcr', 'mirror/quay']\n\
+                    [[rule]]\nregistry = 'ghcr'\nrepositories = ['acme/*']\nsigners = [{ key = 'a.pub' }]\n\
+                    [[rule]]\nregistry = 'mirror/quay'\nsigners = [{ key = 'b.pub' }]\n\
+                    [[rule]]\nregistry = 'own'\nrepositories = ['acme/*']\nsigners = [{ key = 'c.pub' }]\n\
+                    [[rule]]\nrepositories = ['ghcr/other/*']\nsigners = [{ key = 'd.pub' }]\n";
+        let policy = parse(text).unwrap();
+        let rule = |repository| policy.rules.iter().position(|rule| rule.covers("shop", repository));
+        for (repository, covered) in [
+            ("ghcr/acme/shop", Some(0)),
+            ("mirror/quay/any/thing", Some(1)),
+            ("acme/shop", Some(2)),
+            ("ghcr/other/shop", Some(3)),
+            // Names that only begin like a registry's, or are one's whole, are none of its repositories.
+            ("ghcrx/acme/shop", None),
+            ("ghcr", None),
+            ("mirror/acme/shop", None),
+        ] {
+            assert_eq!(rule(repository), covered, "{repository}");
+        }
+        assert_eq!(policy.lints(), []);
+        let unused = parse(&text.replace("registry = 'ghcr'", "")).unwrap().lints();
+        assert_eq!(unused[0].field, "registries[0]");
+    }
+
+    #[test]
+    fn a_registry_that_nobody_named_or_that_lies_in_another_is_refused() {
+        for (registries, registry, field, line) in [
+            ("'ghcr'", "ghrc", "rule[0].registry", Some(3)),
+            ("'ghcr'", "https://ghcr.io", "rule[0].registry", Some(3)),
+            ("'own'", "own", "registries[0]", None),
+            ("'ghcr', 'ghcr'", "ghcr", "registries[1]", None),
+            ("'ghcr/a', 'ghcr'", "ghcr", "registries[0]", None),
+        ] {
+            let text = format!(
+                "registries = [{registries}]\n[[rule]]\nregistry = '{registry}'\nsigners = [{{ key = 'a' }}]\n"
+            );
+            let places = parse(&text).unwrap_err().places();
+            assert_eq!((places[0].field.as_str(), places[0].line), (field, line), "{registries} {registry}");
+            assert_eq!(places.len(), 1, "{registries}");
+        }
+        let places = parse("registries = ['https://ghcr.io']\n").unwrap_err().places();
+        assert_eq!(places[0].line, Some(1));
     }
 
     #[test]

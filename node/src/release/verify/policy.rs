@@ -113,15 +113,7 @@ impl Policy {
             certificate_log: false,
             authorities: None,
         };
-        let document = document::Rule {
-            apps: vec!["*".to_owned()],
-            repositories: vec!["*".to_owned()],
-            signers: Vec::new(),
-            threshold: 1,
-            legacy_signatures: legacy,
-            annotations: [].into(),
-            attestations: Vec::new(),
-        };
+        let document = document::Rule::of(Vec::new(), legacy);
         Self::Rules(vec![Rule { document, signers: keys.into_iter().map(signer).collect(), demands: Vec::new() }])
     }
 
