@@ -2,6 +2,7 @@
 
 mod delta;
 mod load;
+mod status_delta;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use delta::{DeltaError, News, PlanDelta, SnapshotDelta, Told};
 pub use load::{BUCKETS, ReleaseLoad, bucket_end, bucket_of};
+pub use status_delta::{StatusDelta, StatusDeltaError};
 
 use crate::release::{Release, ReleaseId};
 use crate::rollout::SplitKey;
@@ -32,7 +34,8 @@ pub const SILENT_MS: u64 = 15_000;
 pub const PLAN_PATH: &str = "/api/v1/plans";
 /// The header field by which a request chooses among the releases that a plan has of an app: a number, or `app@number`.
 pub const RELEASE_FIELD: &str = "selvage-release";
-/// The control plane's path of nodes: `PUT {NODES_PATH}/{node}` with a [`Status`] tells what a node runs.
+/// The control plane's path of nodes: `PUT {NODES_PATH}/{node}` with a [`Status`] tells what a node runs, `PATCH` with a
+/// [`StatusDelta`] what changed of that; 412 asks for the whole.
 pub const NODES_PATH: &str = "/api/v1/nodes";
 
 /// What one node shall run now.

@@ -17,7 +17,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use selvage_config::join::Authorities;
 use selvage_config::oci::Repository;
 use selvage_config::operator::Operators;
-use selvage_config::plan::{News, Plan, SILENT_MS, Told};
+use selvage_config::plan::{News, Plan, SILENT_MS, StatusDeltaError, Told};
 use selvage_config::release::{Release, ReleaseId};
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::{REVOKED_MAX, Revoked};
@@ -56,6 +56,8 @@ pub(crate) struct Fleet {
     /// Told when peers have changed and no plan says so yet.
     pub(crate) unsettled: Notify,
     records: watch::Sender<Arc<Records>>,
+    /// Digests of the statuses that are known, for those that tell what changed.
+    digests: Mutex<BTreeMap<NodeName, (Arc<NodeRecord>, Digest)>>,
     /// What nodes have told and nobody has written down yet: at most one for each request under way.
     told: Mutex<Vec<Arc<Telling>>>,
     /// Held by whoever writes that down, until it is known what became of it.
@@ -97,6 +99,8 @@ pub(crate) enum StatusError {
     NoNode { node: NodeName },
     #[error("what the node tells could not be written down")]
     Unwritten,
+    #[error(transparent)]
+    Changed(#[from] StatusDeltaError),
     #[error("node {node} is alive")]
     Alive { node: NodeName },
     #[error(transparent)]
@@ -132,6 +136,7 @@ impl Fleet {
             state,
             peers: Mutex::new(Peers::new(&records)),
             unsettled: Notify::new(),
+            digests: Mutex::default(),
             told: Mutex::default(),
             writing: Mutex::default(),
             generations: watch::Sender::new(records.generation),
@@ -328,6 +333,7 @@ impl Fleet {
             None => Err(StatusError::NoNode { node: node.clone() }),
         })?;
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         Ok(generation)
     }
 

@@ -7,12 +7,12 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, patch, post, put};
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use selvage_config::NodeName;
-use selvage_config::join::AUTHORITIES_FIELD;
-use selvage_config::plan::{NODES_PATH, News, PLAN_PATH, POLL_MS_MAX, Status, Told};
+use selvage_config::join::{AUTHORITIES_FIELD, Authorities};
+use selvage_config::plan::{NODES_PATH, News, PLAN_PATH, POLL_MS_MAX, Status, StatusDelta, Told};
+use selvage_config::{NodeName, Region};
 
 use super::{Named, Queries, Route, json};
 use crate::access::{Act, Caller, OperatorId, Peer};
@@ -36,6 +36,13 @@ pub(super) fn routes() -> Vec<Route> {
         Route::new(("GET", NODES_PATH), "look", "Every node with what it told.", get(nodes)),
         Route::new(("PUT", node()), "the node's own certificate", "A node tells its status.", put(status))
             .takes("Status"),
+        Route::new(
+            ("PATCH", node()),
+            "the node's own certificate",
+            "A node tells what changed in its status; 412 asks for the whole of it.",
+            patch(status_delta),
+        )
+        .takes("StatusDelta"),
         Route::new(("POST", node()), "admin", "Cordons, drains, labels or revokes a node, or the contrary.", post(say))
             .takes("NodeRequest"),
         Route::new(("DELETE", node()), "admin", "Forgets a node that is gone.", delete(forget)),
@@ -66,24 +73,76 @@ async fn status(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failure> {
-    let Caller::Node { region: own_region, node: own } = caller else {
-        return Err(Failure::new(StatusCode::FORBIDDEN, "only a node tells its status"));
-    };
-    if own != node {
-        return Err(StatusError::Node { told: node, certified: own }.into());
-    }
+    let whose = Own::of(caller, &node)?;
     let status: Status = json(body, STATUS_BYTES_MAX).await?;
-    if status.node != own {
-        return Err(StatusError::Node { told: status.node, certified: own }.into());
-    }
-    if status.region != own_region {
-        return Err(StatusError::Region { told: status.region, certified: own_region }.into());
-    }
     let at = Arc::clone(&parts);
+    told(&parts, whose, headers, move |whose, believes| {
+        whose.check(&status)?;
+        at.fleet.believes(&status.node, believes);
+        at.fleet.tell(status, peer.address.ip())
+    })
+    .await
+}
+
+async fn status_delta(
+    State(parts): State<Arc<Parts>>,
+    Extension(peer): Extension<Peer>,
+    caller: Caller,
+    Named(node): Named<NodeName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    let whose = Own::of(caller, &node)?;
+    let delta: StatusDelta = json(body, STATUS_BYTES_MAX).await?;
+    let at = Arc::clone(&parts);
+    told(&parts, whose, headers, move |whose, believes| {
+        let status = at.fleet.status_with(&whose.node, delta)?;
+        whose.check(&status)?;
+        at.fleet.believes(&whose.node, believes);
+        at.fleet.tell(status, peer.address.ip())
+    })
+    .await
+}
+
+/// The node that tells its status, by its certificate.
+struct Own {
+    node: NodeName,
+    region: Region,
+}
+
+impl Own {
+    fn of(caller: Caller, node: &NodeName) -> Result<Self, Failure> {
+        let Caller::Node { region, node: own } = caller else {
+            return Err(Failure::new(StatusCode::FORBIDDEN, "only a node tells its status"));
+        };
+        if own != *node {
+            return Err(StatusError::Node { told: node.clone(), certified: own }.into());
+        }
+        Ok(Self { node: own, region })
+    }
+
+    fn check(&self, status: &Status) -> Result<(), StatusError> {
+        if status.node != self.node {
+            return Err(StatusError::Node { told: status.node.clone(), certified: self.node.clone() });
+        }
+        if status.region != self.region {
+            return Err(StatusError::Region { told: status.region.clone(), certified: self.region.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// Takes in what a node tells, and answers which authorities the fleet has.
+async fn told(
+    parts: &Arc<Parts>,
+    whose: Own,
+    headers: HeaderMap,
+    take: impl FnOnce(&Own, Option<Authorities>) -> Result<(), StatusError> + Send + 'static,
+) -> Result<Response, Failure> {
+    let at = Arc::clone(parts);
     let believes = headers.get(AUTHORITIES_FIELD).and_then(|value| value.to_str().ok()?.parse().ok());
     let authorities = disk::wait(move || {
-        at.fleet.believes(&status.node, believes);
-        at.fleet.tell(status, peer.address.ip())?;
+        take(&whose, believes)?;
         Ok::<_, StatusError>(at.joining.authorities())
     });
     let authorities = authorities.await?;

@@ -15,6 +15,7 @@ pub(super) fn all() -> Map<String, Value> {
         ("SecretRequest", object(&json!({ "value": text() }), &["value"], &json!({ "value": "s3cret" }))),
         ("NodeRequest", node()),
         ("Status", status()),
+        ("StatusDelta", status_delta()),
         ("Revoked", revoked()),
         ("JoinTokenRequest", join_token()),
         ("JoinRequest", join()),
@@ -118,6 +119,19 @@ fn status() -> Value {
         "replication": "192.0.2.7:7401", "front": null, "admin": null, "apps": [],
     });
     object(&properties, &required, &example)
+}
+
+fn status_delta() -> Value {
+    let some = |what: &str| json!({ "type": "object", "description": what });
+    let properties = json!({
+        "base": digest(), "digest": digest(),
+        "about": { "type": ["object", "null"], "description": "All but apps and load, where something of it changed." },
+        "apps": list(&some("What became of one app.")),
+        "gone": list(&text()),
+        "load": list(&some("How one release does.")),
+    });
+    let example = json!({ "base": Digest::of(b"before"), "digest": Digest::of(b"after"), "gone": ["hello"] });
+    object(&properties, &["base", "digest"], &example)
 }
 
 fn revoked() -> Value {

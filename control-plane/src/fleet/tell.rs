@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Instant;
 
-use selvage_config::plan::{ReleaseLoad, Status};
-use selvage_config::{AppName, NodeName};
+use selvage_config::plan::{ReleaseLoad, Status, StatusDelta, StatusDeltaError};
+use selvage_config::{AppName, Digest, NodeName};
 
 use super::{Fleet, GENERATION_MAX, NODES_MAX, StatusError};
 use crate::journal::Told;
@@ -64,6 +64,27 @@ impl Fleet {
             journal.pass_on(&Told::new(&told, load, is_news, self.believed_by(&told.status.node)));
         }
         Ok(())
+    }
+
+    /// The status that a node has when what it tells has changed. It is on top of what is known here, or it is refused.
+    pub(crate) fn status_with(&self, node: &NodeName, delta: StatusDelta) -> Result<Status, StatusDeltaError> {
+        let known = self.records().nodes.get(node).cloned();
+        let known = known.ok_or(StatusDeltaError::Base(delta.base))?;
+        let digest = self.digest_of(node, &known);
+        known.status.with(delta, digest)
+    }
+
+    /// The digest of what a node has told: counted once for each, since most of the time it says the same again.
+    fn digest_of(&self, node: &NodeName, known: &Arc<NodeRecord>) -> Digest {
+        let counted = self.digests.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned();
+        if let Some((of, digest)) = counted
+            && Arc::ptr_eq(&of, known)
+        {
+            return digest;
+        }
+        let digest = known.status.digest();
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), (Arc::clone(known), digest));
+        digest
     }
 
     /// Takes in how releases do on a node, as far as they are being moved.

@@ -17,5 +17,6 @@ mod roles;
 mod rollouts;
 mod secrets;
 mod shared;
+mod statuses;
 mod stolen;
 mod world;

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderValue, LINK, RANGE};
+use reqwest::{Method, StatusCode};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::ClientConfig;
 use selvage_certs::Role;
@@ -290,19 +290,20 @@ impl Origin {
         Ok(Some(Page { bytes, next }))
     }
 
-    /// Puts a document, with the authorities that this node knows; answered are those of the fleet, if the control plane
-    /// tells them.
+    /// Puts a document, or patches one (`method`), with the authorities that this node knows; answered are those of the
+    /// fleet, if the control plane tells them.
     ///
     /// # Errors
     /// [`OriginError`].
-    pub async fn put(
+    pub async fn tell(
         &self,
+        method: Method,
         path: &str,
         document: &impl Serialize,
         own: Option<Authorities>,
     ) -> Result<Option<Authorities>, OriginError> {
         let (asked, endpoint) = self.endpoint();
-        let mut request = endpoint.client.put(format!("{}{path}", endpoint.base)).json(document);
+        let mut request = endpoint.client.request(method, format!("{}{path}", endpoint.base)).json(document);
         if let Some(own) = own {
             request = request.header(AUTHORITIES_FIELD, own.to_string());
         }

@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use reqwest::{Method, StatusCode};
 use selvage_config::join::Authorities;
 use selvage_config::plan::{
-    DeltaError, NODES_PATH, News, PLAN_BYTES_MAX, PLAN_PATH, POLL_MS_MAX, Plan, STATUS_MS, Status, Told, WATCHED_MS,
+    DeltaError, NODES_PATH, News, PLAN_BYTES_MAX, PLAN_PATH, POLL_MS_MAX, Plan, STATUS_MS, Status, StatusDelta, Told,
+    WATCHED_MS,
 };
 use selvage_config::root::{ROOT_BYTES_MAX, ROOTS_PATH};
 use selvage_config::signature::Envelope;
 use selvage_config::snapshot::{SNAPSHOT_PATH, SnapshotError};
-use selvage_config::{AppName, NodeName};
+use selvage_config::{AppName, Digest, NodeName};
 use tokio::sync::watch;
 
 use super::ledger::{Ledger, LedgerError};
@@ -290,7 +292,7 @@ impl Course {
     }
 }
 
-/// Tells the control plane what this node runs, at every change and every [`STATUS_MS`], or [`WATCHED_MS`] while it
+/// Tells the control plane what this node runs, as far as it does not know it, at every change and every [`STATUS_MS`], or [`WATCHED_MS`] while it
 /// looks at how something does. `authorities` are those that this node knows, and those of the fleet as it is told.
 pub async fn report<T>(
     origin: Origin,
@@ -299,12 +301,13 @@ pub async fn report<T>(
     status: impl Fn(&T) -> Status,
 ) {
     let mut is_heard = true;
+    // The last that was taken.
+    let mut taken = None;
     loop {
         let document = status(&changes.borrow_and_update());
-        let path = format!("{NODES_PATH}/{}", document.node);
         let pause = Duration::from_millis(if document.load.is_empty() { STATUS_MS } else { WATCHED_MS });
         let own = *authorities.0.borrow();
-        match origin.put(&path, &document, own).await {
+        match tell(&origin, document, &mut taken, own).await {
             Ok(fleets) => {
                 is_heard = true;
                 authorities.1.send_if_modified(|known| {
@@ -334,9 +337,41 @@ pub async fn report<T>(
     }
 }
 
+/// Tells a status: what changed since the last one that was taken, and where that does not fit, all of it. After an answer
+/// that did not come nobody knows what was taken; the whole is right whatever that was.
+async fn tell(
+    origin: &Origin,
+    document: Status,
+    taken: &mut Option<(Status, Digest)>,
+    own: Option<Authorities>,
+) -> Result<Option<Authorities>, OriginError> {
+    let path = format!("{NODES_PATH}/{}", document.node);
+    if let Some((before, base)) = taken.take() {
+        let delta = StatusDelta::between((&before, base), &document);
+        match origin.tell(Method::PATCH, &path, &delta, own).await {
+            Ok(fleets) => {
+                *taken = Some((document, delta.digest));
+                return Ok(fleets);
+            }
+            Err(OriginError::Status { status, .. }) if wants_all(status) => {
+                tracing::debug!(%status, "the control plane asks for the whole status");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let fleets = origin.tell(Method::PUT, &path, &document, own).await?;
+    let digest = document.digest();
+    *taken = Some((document, digest));
+    Ok(fleets)
+}
+
+/// Another status is known there, or none; or the control plane is of before there were deltas.
+fn wants_all(status: StatusCode) -> bool {
+    matches!(status, StatusCode::PRECONDITION_FAILED | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)
+}
+
 #[cfg(test)]
 mod tests {
-    use selvage_config::Digest;
     use selvage_config::plan::PlanDelta;
     use selvage_config::release::Release;
 

@@ -4,6 +4,7 @@ mod control_plane;
 mod freshness;
 mod neighbours;
 pub(crate) mod signed;
+mod statuses;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -16,7 +16,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _
 use selvage_certs::{Authority, ClientAuth, Role, mutual_server, peer_of, roots_of};
 use selvage_config::Digest;
 use selvage_config::oci::{self, Descriptor, Index, Manifest};
-use selvage_config::plan::{Plan, Status};
+use selvage_config::plan::{Plan, Status, StatusDelta};
 use selvage_config::signature::{
     Bundle, Envelope, EnvelopeSignature, PAYLOAD_TYPE, Statement, pre_authentication_encoding,
 };
@@ -75,6 +75,8 @@ struct Shelf {
     asked: Vec<String>,
     /// What is answered to other questions, by path.
     documents: BTreeMap<String, Bytes>,
+    /// How often a node told what changed.
+    deltas: usize,
     /// The plan is answered whatever generation the node has.
     lies: bool,
 }
@@ -85,6 +87,7 @@ pub(crate) struct ControlPlane {
     shelf: Arc<Mutex<Shelf>>,
     plans: watch::Sender<Option<Plan>>,
     statuses: watch::Receiver<Option<Status>>,
+    told: watch::Sender<Option<Status>>,
     _task: JoinSet<()>,
 }
 
@@ -105,7 +108,7 @@ impl ControlPlane {
         let statuses = watch::Sender::new(None);
         let heard = statuses.subscribe();
         let parts = Parts { shelf: Arc::default(), plans: watch::Sender::new(None), statuses };
-        let (shelf, plans) = (Arc::clone(&parts.shelf), parts.plans.clone());
+        let (shelf, plans, told) = (Arc::clone(&parts.shelf), parts.plans.clone(), parts.statuses.clone());
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
@@ -113,7 +116,7 @@ impl ControlPlane {
                 connections.spawn(converse(acceptor.clone(), stream, parts.clone()));
             }
         });
-        Self { address, shelf, plans, statuses: heard, _task: task }
+        Self { address, shelf, plans, statuses: heard, told, _task: task }
     }
 
     /// Puts a release's bytes on the shelf.
@@ -197,6 +200,16 @@ impl ControlPlane {
         self.shelf.lock().unwrap().asked.iter().filter(|path| path.contains(text)).count()
     }
 
+    /// How often a node told what changed in its status, in place of all of it.
+    pub(crate) fn deltas(&self) -> usize {
+        self.shelf.lock().unwrap().deltas
+    }
+
+    /// What nodes told is another thing from now on than they know.
+    pub(crate) fn mistake(&self, change: impl FnOnce(&mut Status)) {
+        self.told.send_modify(|status| change(status.as_mut().unwrap()));
+    }
+
     /// The first status from now on that is `right`.
     pub(crate) async fn status(&self, right: impl Fn(&Status) -> bool) -> Status {
         let mut statuses = self.statuses.clone();
@@ -231,8 +244,18 @@ async fn answer(request: http::Request<Incoming>, parts: &Parts) -> http::Respon
             return newer_plan(parts, after).await;
         }
         ["api", "v1", "nodes", _] => {
+            let is_delta = request.method() == http::Method::PATCH;
             let body = request.into_body().collect().await.unwrap().to_bytes();
-            parts.statuses.send_replace(Some(serde_json::from_slice(&body).unwrap()));
+            let status = if is_delta {
+                let known = parts.statuses.borrow().clone().unwrap();
+                let delta: StatusDelta = serde_json::from_slice(&body).unwrap();
+                parts.shelf.lock().unwrap().deltas += 1;
+                let Ok(status) = known.with(delta, known.digest()) else { return refusal() };
+                status
+            } else {
+                serde_json::from_slice(&body).unwrap()
+            };
+            parts.statuses.send_replace(Some(status));
             Some(Bytes::new())
         }
         ["v2", .., "manifests", reference] => parts.shelf.lock().unwrap().manifests.get(reference).cloned(),
@@ -248,6 +271,13 @@ async fn answer(request: http::Request<Incoming>, parts: &Parts) -> http::Respon
         _ => parts.shelf.lock().unwrap().documents.get(&path).cloned(),
     };
     found.map_or_else(none, |found| http::Response::new(Full::new(found)))
+}
+
+/// The whole status is to be told.
+fn refusal() -> http::Response<Full<Bytes>> {
+    let mut response = none();
+    *response.status_mut() = http::StatusCode::PRECONDITION_FAILED;
+    response
 }
 
 fn none() -> http::Response<Full<Bytes>> {
