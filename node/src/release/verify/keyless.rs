@@ -2,19 +2,27 @@
 //!
 //! All of it is checked by the sigstore project's verifier, against authorities and logs of a `trusted_root.json` and at
 //! times that a log or a timestamp authority vouches for, never by this machine's clock. Who may sign is not decided
-//! there: the identity that comes out is compared here.
+//! there: the identity that comes out is compared here. One thing the clock does: where it shows a time before any of the
+//! authorities was valid it is wrong, so what lies in its future can't be told, and nothing keyless counts until it is set.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use selvage_config::Digest;
 use selvage_config::key::PublicKey;
 use sigstore_verify::crypto::parse_certificate_info;
 use sigstore_verify::trust_root::TrustedRoot;
-use sigstore_verify::types::{Artifact, Bundle, DerPublicKey, Sha256Hash};
+use sigstore_verify::types::{Artifact, Bundle, DerPublicKey, Sha256Hash, TimeRange};
 use sigstore_verify::{Error, PublicKeyVerificationPolicy, VerificationPolicy, VerificationResult, Verifier};
 
 use super::signature::SignatureError;
 
 /// The authorities and logs of one `trusted_root.json`.
-pub(super) struct Authorities(Verifier);
+pub(super) struct Authorities {
+    verifier: Verifier,
+    /// When the first certificate authority became valid, and the first transparency log, seconds since 1970. None: it is
+    /// not said, or there is none.
+    first: (Option<i64>, Option<i64>),
+}
 
 /// A bundle as the verifier reads it.
 pub(super) struct Material(Bundle);
@@ -37,7 +45,20 @@ pub(super) struct Proved {
 
 impl Authorities {
     pub(super) fn from_json(text: &str) -> Result<Self, Error> {
-        Ok(Self(Verifier::new(&TrustedRoot::from_json(text)?)?))
+        let root = TrustedRoot::from_json(text)?;
+        let authorities = root.certificate_authorities.iter().map(|authority| authority.valid_for);
+        let logs = root.tlogs.iter().map(|log| log.public_key.valid_for);
+        Ok(Self { verifier: Verifier::new(&root)?, first: (first(authorities), first(logs)) })
+    }
+
+    /// Goes on only if the clock shows a time when one of them was valid.
+    fn check_clock(&self, first: Option<i64>) -> Result<(), SignatureError> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        match first.filter(|first| now < *first) {
+            Some(first) => Err(SignatureError::Clock { now, first }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -68,6 +89,10 @@ impl Material {
         digest: Digest,
         (log, certificate_log): (bool, bool),
     ) -> Result<(Claim, Proved), SignatureError> {
+        authorities.check_clock(authorities.first.0)?;
+        if log {
+            authorities.check_clock(authorities.first.1)?;
+        }
         let mut policy = VerificationPolicy::any_identity();
         if !log {
             policy = policy.skip_tlog_unsafe();
@@ -75,7 +100,7 @@ impl Material {
         if !certificate_log {
             policy = policy.skip_sct();
         }
-        let result = authorities.0.verify(artifact(digest), &self.0, &policy).map_err(rejected)?;
+        let result = authorities.verifier.verify(artifact(digest), &self.0, &policy).map_err(rejected)?;
         let proven = result.certificate_verified()
             && (!log || result.tlog_verified())
             && (!certificate_log || result.sct_verified())
@@ -95,10 +120,16 @@ impl Material {
         digest: Digest,
         key: &PublicKey,
     ) -> Result<Proved, SignatureError> {
+        authorities.check_clock(authorities.first.1)?;
         let policy = PublicKeyVerificationPolicy::new(DerPublicKey::new(key.spki().to_vec()));
-        let result = authorities.0.verify(artifact(digest), &self.0, &policy).map_err(rejected)?;
+        let result = authorities.verifier.verify(artifact(digest), &self.0, &policy).map_err(rejected)?;
         if result.tlog_verified() { Ok(proved(&result)) } else { Err(SignatureError::Log("no entry".to_owned())) }
     }
+}
+
+/// When the first of some windows begins. One without a beginning was always there.
+fn first(windows: impl Iterator<Item = Option<TimeRange>>) -> Option<i64> {
+    windows.map(|window| window.map_or(i64::MIN, |window| window.start.as_second())).min()
 }
 
 fn artifact(digest: Digest) -> Artifact<'static> {

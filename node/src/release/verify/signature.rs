@@ -60,6 +60,16 @@ pub enum SignatureError {
     /// Nobody vouches for when it was made.
     #[error("time of signature: {0}")]
     Time(String),
+    /// This machine's clock is wrong: it shows a time when nobody could have signed.
+    #[error(
+        "the clock shows {now} s since 1970, and the first authority of the trusted root is valid from {first} s on"
+    )]
+    Clock {
+        /// What it shows.
+        now: i64,
+        /// Before that nobody signed.
+        first: i64,
+    },
     /// None, or several of which any one would do.
     #[error("envelope has {0} signatures, not 1")]
     Signatures(usize),
@@ -111,6 +121,7 @@ impl SignatureError {
             Self::Certificate(_) => "certificate",
             Self::Log(_) => "tlog_inconsistent",
             Self::Time(_) => "time",
+            Self::Clock { .. } => "clock",
             Self::Attestation(_) => "attestation",
             Self::Says { .. } | Self::Annotation(_) => "content",
             Self::Subject => "subject_mismatch",

@@ -113,6 +113,24 @@ fn the_first_rule_that_covers_an_app_decides_and_without_one_nothing_runs() {
 }
 
 #[test]
+fn a_rule_for_one_registry_says_nothing_of_another_one() {
+    let (own, upstream, digest) = (key(), key(), Digest::of(b"artifact"));
+    let desk = Desk::new(&[("own.pub", &own), ("upstream.pub", &upstream)]);
+    let terms = desk.terms(
+        "registries = ['ghcr', 'quay']\n[[rule]]\nregistry = 'ghcr'\nsigners = [{ key = 'upstream.pub' }]\n\
+         [[rule]]\nregistry = 'own'\nsigners = [{ key = 'own.pub' }]\n",
+    );
+    let app = "hello".parse().unwrap();
+    let is_met = |repository: &str, key: &PrivateKey| {
+        Judge::new(&terms, &app, repository, digest).map(|mut judge| judge.offer(&signature(key, digest)))
+    };
+    assert!(is_met("ghcr/acme/hello", &upstream).unwrap() && is_met("acme/hello", &own).unwrap());
+    // Neither counts where the other one does, and what comes from a registry without a rule does not run at all.
+    assert!(!is_met("ghcr/acme/hello", &own).unwrap() && !is_met("acme/hello", &upstream).unwrap());
+    assert_eq!(is_met("quay/acme/hello", &own).unwrap_err().cause(), "policy");
+}
+
+#[test]
 fn wanted_annotations_must_be_under_the_signature() {
     let (a, digest) = (key(), Digest::of(b"artifact"));
     let desk = Desk::new(&[("a.pub", &a)]);
@@ -396,6 +414,42 @@ fn a_signature_that_was_logged_after_its_certificate_ended_is_refused() {
         let cause = why(&terms, digest, &[candidate(bundle.to_string().into_bytes())]);
         assert!(matches!(cause, "certificate" | "time" | "tlog_inconsistent"), "{cause}");
     }
+}
+
+/// A clock that is behind and a trusted root that begins later are the same: here it is the root that is moved.
+#[test]
+fn while_the_clock_shows_a_time_before_the_trusted_root_nothing_keyless_counts_and_it_is_named() {
+    let ((sigstore, desk, _), digest, a) = (own(), Digest::of(b"artifact"), key());
+    let bundle = sigstore.bundle(&said(PREDICATE_SIGN, digest), (IDENTITY, ISSUER), When::HOUR_AGO);
+    let offered = [candidate(bundle.to_string().into_bytes()), signature(&a, digest)];
+    std::fs::write(desk.0.path().join("a.pub"), a.public().to_pem()).unwrap();
+    let from = |authority: &str, log: &str, rule: &str| {
+        let mut root: Value = serde_json::from_str(&sigstore.trusted_root()).unwrap();
+        root["certificateAuthorities"][0]["validFor"]["start"] = authority.into();
+        root["tlogs"][0]["publicKey"]["validFor"]["start"] = log.into();
+        std::fs::write(desk.0.path().join("later.json"), root.to_string()).unwrap();
+        desk.terms(&format!("[[rule]]\nsigners = [{{ {rule}, trusted_root = 'later.json' }}]\n"))
+    };
+    let (past, future) = ("2020-01-01T00:00:00Z", "2200-01-01T00:00:00Z");
+    let keyless = format!("identity = '{IDENTITY}', issuer = '{ISSUER}'");
+    assert!(judged(&from(past, past, &keyless), digest, &offered).is_ok());
+    for (authority, log) in [(future, past), (past, future), (future, future)] {
+        assert_eq!(why(&from(authority, log, &keyless), digest, &offered[..1]), "clock", "{authority} {log}");
+    }
+    // A key whose log counts is judged by the log's times, one without a log by none.
+    let logged = from(past, future, "key = 'a.pub', log = true");
+    let error = judged(&logged, digest, &offered[1..]).unwrap_err();
+    assert_eq!(error.cause(), "untrusted");
+    assert_eq!(why(&logged, digest, &offered[1..]), "clock");
+    assert!(judged(&from(future, future, "key = 'a.pub'"), digest, &offered[1..]).is_ok());
+    // Of two authorities one that has begun is enough: the next one may be told before its time.
+    let mut root: Value = serde_json::from_str(&sigstore.trusted_root()).unwrap();
+    let mut next: Value = serde_json::from_str(&Sigstore::new().trusted_root()).unwrap();
+    next["certificateAuthorities"][0]["validFor"]["start"] = future.into();
+    root["certificateAuthorities"].as_array_mut().unwrap().push(next["certificateAuthorities"][0].clone());
+    std::fs::write(desk.0.path().join("both.json"), root.to_string()).unwrap();
+    let both = desk.terms(&format!("[[rule]]\nsigners = [{{ {keyless}, trusted_root = 'both.json' }}]\n"));
+    assert!(judged(&both, digest, &offered[..1]).is_ok());
 }
 
 #[test]
