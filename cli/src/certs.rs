@@ -52,9 +52,9 @@ enum Whom {
     Operator {
         /// The operator's name.
         name: OperatorName,
-        /// `https://host:port` of the control plane.
-        #[arg(long)]
-        control_plane: String,
+        /// `https://host:port` of the control plane. May be repeated, for several with one state.
+        #[arg(long, required = true)]
+        control_plane: Vec<String>,
     },
     /// Puts another authority in the place of this one, without a pause: `begin`, wait, `switch`, wait, `finish`.
     Rotate {
@@ -137,7 +137,7 @@ pub(crate) fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Repo
             let identity = authority.issue_identity(&Role::Operator { name }, &[], &[]).map_err(failed)?;
             let mut files = save(&identity, dir, &stem)?;
             let context = Context {
-                control_plane,
+                control_plane: control_plane.into(),
                 roots: "ca.pem".into(),
                 certificate: Some(format!("{stem}.pem").into()),
                 key: Some(format!("{stem}.key").into()),

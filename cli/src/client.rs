@@ -2,11 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use miette::Report;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
-use selvage_certs::{mutual_client, roots_from_pem};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, retry};
+use selvage_certs::{Role, mutual_client, roots_from_pem};
 use selvage_config::NodeName;
 use selvage_control_plane::answers::NodeAnswer;
 use serde::Deserialize;
@@ -19,6 +22,9 @@ use crate::output::{failed, failure};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time for one request: an upload of the largest component at 10 Mbit/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(240);
+
+/// The same where there is another control plane to ask.
+const PASS_BY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A client of one fleet.
 #[derive(Clone)]
@@ -50,8 +56,12 @@ impl Client {
         let token = context.token()?;
         let builder = reqwest::Client::builder().use_preconfigured_tls(tls).no_proxy();
         let builder = builder.connect_timeout(CONNECT_TIMEOUT).timeout(REQUEST_TIMEOUT);
+        let (builder, base) = match context.control_planes()[..] {
+            [one] => (builder, format!("https://{one}")),
+            ref several => passing_by(builder, several),
+        };
         let http = builder.build().map_err(|error| failure("set up the HTTP client", &error, None))?;
-        Ok(Self { http, base: context.control_plane.trim_end_matches('/').to_owned(), token })
+        Ok(Self { http, base, token })
     }
 
     /// A request to the control plane. `path` starts with '/'.
@@ -82,6 +92,56 @@ impl Client {
         let found = nodes.iter().find(|n| n.status.node == *node);
         let found = found.ok_or_else(|| failed(format!("no node is named {node}"), Some(&hint)))?;
         found.status.admin.ok_or_else(|| failed(format!("{node} has no admin listener"), Some("set listen.admin")))
+    }
+}
+
+/// Several control planes under the one name that stands in all their certificates: those that can't be reached are passed by.
+fn passing_by(builder: reqwest::ClientBuilder, places: &[&str]) -> (reqwest::ClientBuilder, String) {
+    let name = Role::ControlPlane.tls_name();
+    let current = Arc::new(AtomicUsize::new(0));
+    let several =
+        Several { places: places.iter().map(|place| (*place).to_owned()).collect(), current: Arc::clone(&current) };
+    // Without a connection nothing was sent, so anything may be sent again: the next time to the next one.
+    let policy =
+        retry::for_host(name.clone()).no_budget().max_retries_per_request(u32::try_from(places.len()).unwrap_or(1));
+    let policy = policy.classify_fn(move |tried| {
+        let is_unreached = tried.error().and_then(|error| error.downcast_ref::<reqwest::Error>());
+        if is_unreached.is_some_and(reqwest::Error::is_connect) {
+            current.fetch_add(1, Ordering::Relaxed);
+            return tried.retryable();
+        }
+        tried.success()
+    });
+    let builder = builder.dns_resolver(Arc::new(several)).retry(policy).connect_timeout(PASS_BY_TIMEOUT);
+    // Without a port, so that each address keeps its own.
+    (builder, format!("https://{name}"))
+}
+
+/// Where several control planes are. A node's admin listener is asked by its address, and never looked up here.
+#[derive(Debug)]
+struct Several {
+    places: Vec<String>,
+    current: Arc<AtomicUsize>,
+}
+
+impl Resolve for Several {
+    fn resolve(&self, _: Name) -> Resolving {
+        let first = self.current.load(Ordering::Relaxed) % self.places.len();
+        let places: Vec<String> = self.places[first..].iter().chain(&self.places[..first]).cloned().collect();
+        Box::pin(async move {
+            let mut found = Vec::new();
+            let mut failed = None;
+            for place in places {
+                match tokio::net::lookup_host(&place).await {
+                    Ok(addresses) => found.extend(addresses),
+                    Err(error) => failed = Some(format!("look up {place}: {error}")),
+                }
+            }
+            match failed {
+                Some(error) if found.is_empty() => Err(error.into()),
+                _ => Ok(Box::new(found.into_iter()) as Addrs),
+            }
+        })
     }
 }
 

@@ -131,7 +131,7 @@ impl Fleet {
         let control_plane = start_control_plane(directory, SocketAddr::new(LOCAL, 0)).await?;
         let control_plane_address = control_plane.address();
         let context = Context {
-            control_plane: format!("https://{control_plane_address}"),
+            control_plane: vec![format!("https://{control_plane_address}")].into(),
             roots: "certs/ca.pem".into(),
             certificate: Some("certs/operator.pem".into()),
             key: Some("certs/operator.key".into()),

@@ -89,6 +89,13 @@ impl Fleet {
         fleet
     }
 
+    /// Stops all of it, and leaves its files.
+    pub(crate) fn dismiss(mut self) -> tempfile::TempDir {
+        assert!(self.node.take().unwrap().stop(), "the node ends well");
+        assert!(self.control_plane.stop(), "the control plane ends well");
+        self.directory
+    }
+
     fn wait_for_node(&self) {
         let began = std::time::Instant::now();
         while !well("nodes", &self.selvage(&["nodes"])).contains("fra-1") {
