@@ -14,6 +14,8 @@ mod program;
 mod refusals;
 mod root;
 mod rotation;
+mod several;
 mod takeover;
 mod up;
 mod verify;
+mod wasm_clients;
