@@ -5,6 +5,7 @@
 //! next source is asked.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -106,16 +107,15 @@ impl Neighbours {
         found
     }
 
-    /// Neighbours to ask, in the order of the plan, without those that are left alone.
+    /// Neighbours to ask, in this node's own order, without those that are left alone.
     fn near(&self) -> Vec<(NodeName, Origin)> {
         let Some(plan) = self.plans.borrow().clone() else { return Vec::new() };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let is_planned =
             |node: &NodeName, known: &Known| plan.peers.iter().any(|peer| peer.node == *node && *peer == known.peer);
         known.retain(|node, known| is_planned(node, known));
-        let peers = plan.peers.iter().filter(|peer| peer.region == self.region && peer.admin.is_some());
         let mut near = Vec::new();
-        for peer in peers {
+        for peer in in_order(&plan, &self.region) {
             if near.len() == ASKED_MAX {
                 break;
             }
@@ -157,6 +157,20 @@ impl Neighbours {
     }
 }
 
+/// The peers of a region that may have releases, in an order that is the asking node's own (rendezvous hashing): each of a
+/// region's nodes is asked by about as many others as any, and one that goes changes the order of no others.
+fn in_order<'p>(plan: &'p Plan, region: &Region) -> Vec<&'p Peer> {
+    let weight = |peer: &&Peer| {
+        let mut hasher = DefaultHasher::new();
+        (plan.node.as_str(), peer.node.as_str()).hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut peers: Vec<&Peer> =
+        plan.peers.iter().filter(|peer| peer.region == *region && peer.admin.is_some()).collect();
+    peers.sort_by_cached_key(weight);
+    peers
+}
+
 /// Where a release's bytes come from besides this disk. Neighbours are asked first: they are near, and a whole region that
 /// takes a release crosses the way to the control plane once for each blob and not once for each node.
 #[derive(Clone, Default)]
@@ -171,5 +185,55 @@ impl Sources {
     /// Whether there is nobody to ask.
     pub fn is_none(&self) -> bool {
         self.origin.is_none() && self.neighbours.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(number: usize, region: &str, has_admin: bool) -> Peer {
+        let address = ([192, 0, 2, 1], 7_400).into();
+        let node = format!("{region}-{number}").parse().unwrap();
+        Peer { node, region: region.parse().unwrap(), address, admin: has_admin.then_some(address) }
+    }
+
+    /// Whom the node with this number asks, of a region of `nodes`.
+    fn asked(number: usize, peers: &[Peer]) -> Vec<String> {
+        let node: NodeName = format!("fra-{number}").parse().unwrap();
+        let others = peers.iter().filter(|peer| peer.node != node).cloned().collect();
+        let plan = Plan::new(node, 1, Vec::new(), others);
+        in_order(&plan, &"fra".parse().unwrap()).iter().take(ASKED_MAX).map(|peer| peer.node.to_string()).collect()
+    }
+
+    #[test]
+    fn each_node_of_a_region_is_asked_by_about_as_many_others() {
+        const NODES: usize = 200;
+        let mut peers: Vec<Peer> = (0..NODES).map(|number| peer(number, "fra", true)).collect();
+        peers.extend((0..NODES).map(|number| peer(number, "iad", true)));
+        peers.push(peer(NODES, "fra", false));
+        let mut askers: BTreeMap<String, usize> = BTreeMap::new();
+        for number in 0..NODES {
+            let asked = asked(number, &peers);
+            assert_eq!(asked.len(), ASKED_MAX);
+            assert!(asked.iter().all(|name| name.starts_with("fra-") && *name != format!("fra-{NODES}")), "{asked:?}");
+            asked.into_iter().for_each(|name| *askers.entry(name).or_default() += 1);
+        }
+        // Two each on average. By chance alone one in a thousand is asked by more than eight.
+        let (most, idle) = (askers.values().max().copied().unwrap(), NODES - askers.len());
+        assert!(most <= 10 && idle < NODES / 4, "the most: {most}, nobody asks {idle}");
+    }
+
+    #[test]
+    fn a_node_that_goes_is_replaced_for_those_that_asked_it_and_for_nobody_else() {
+        const NODES: usize = 50;
+        let peers: Vec<Peer> = (0..NODES).map(|number| peer(number, "fra", true)).collect();
+        let left: Vec<Peer> = peers.iter().filter(|peer| peer.node.as_str() != "fra-7").cloned().collect();
+        for number in (0..NODES).filter(|number| *number != 7) {
+            let (before, after) = (asked(number, &peers), asked(number, &left));
+            let is_hit = before.iter().any(|name| name == "fra-7");
+            assert_eq!(before == after, !is_hit, "{number}: {before:?} {after:?}");
+            assert!(before.iter().all(|name| name == "fra-7" || after.contains(name)), "{before:?} {after:?}");
+        }
     }
 }
