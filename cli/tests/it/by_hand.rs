@@ -89,6 +89,16 @@ impl Fleet {
         fleet
     }
 
+    /// SIGKILL.
+    pub(crate) fn kill_node(&mut self) {
+        drop(self.node.take());
+    }
+
+    /// Starts the node again over what it had.
+    pub(crate) fn start_node(&mut self) {
+        self.node = Some(Serving::start(selvage().arg("node").current_dir(self.directory.path())));
+    }
+
     /// Stops all of it, and leaves its files.
     pub(crate) fn dismiss(mut self) -> tempfile::TempDir {
         assert!(self.node.take().unwrap().stop(), "the node ends well");

@@ -8,6 +8,7 @@ mod demo;
 mod fleet;
 mod front;
 mod killed;
+mod killed_node;
 mod kv;
 mod peers;
 mod program;

@@ -76,6 +76,8 @@ pub struct Activation {
     refused_beside: BTreeMap<AppName, Refused>,
     /// The last good release of each app, as it stands on the disk or is about to.
     good: BTreeMap<AppName, Release>,
+    /// Whether `good` is on the disk as it is.
+    is_kept: bool,
     compiling: Arc<Semaphore>,
     draining: JoinSet<()>,
     leaving: Vec<(Digest, Weak<ActiveApp>)>,
@@ -135,6 +137,7 @@ impl Activation {
             beside: BTreeMap::new(),
             refused_beside: BTreeMap::new(),
             good: BTreeMap::new(),
+            is_kept: true,
             compiling: Arc::new(Semaphore::new(COMPILES_AT_ONCE)),
             draining: JoinSet::new(),
             leaving: Vec::new(),
@@ -285,9 +288,14 @@ impl Activation {
     async fn apply(&mut self, plan: &Plan) -> bool {
         while self.draining.try_join_next().is_some() {}
         self.leave(&apps_of(plan)).await;
+        // What an earlier plan brought up just before this one overtook it.
+        if !self.is_kept {
+            self.keep_good().await;
+        }
         // A plan that goes back to what serves takes back the refusal of what came between.
         for release in &plan.releases {
-            if self.serves(release) && self.refused.remove(&release.id.app).is_some() {
+            if self.serves(release) {
+                self.refused.remove(&release.id.app);
                 self.tell(&release.id.app);
             }
         }
@@ -391,14 +399,15 @@ impl Activation {
                 }
             }
         }
+        // On the disk before it is told: what a node said that it serves, it serves after it was killed.
+        if !taken.is_empty() {
+            self.keep_good().await;
+        }
         for release in &taken {
             if matches!(aim, Aim::Planned(_)) {
                 self.refused.remove(&release.id.app);
             }
             self.tell(&release.id.app);
-        }
-        if !taken.is_empty() {
-            self.keep_good().await;
         }
     }
 
@@ -414,6 +423,7 @@ impl Activation {
                 self.drain(old);
             }
             self.good.insert(release.id.app.clone(), release.clone());
+            self.is_kept = false;
             tracing::info!(app = %release.id.app, release = %release.id, manifest = %release.manifest, "serving");
         }
         Ok(())
@@ -499,11 +509,12 @@ impl Activation {
         self.base.kv.set_peers(peers.map(address).collect());
     }
 
-    async fn keep_good(&self) {
+    async fn keep_good(&mut self) {
         let good = self.good.clone();
         if let Err(error) = self.on_disk(move |base| base.state.keep_serving(&good)).await {
             tracing::error!(error = chain(&error), "list of good releases is not on disk");
         }
+        self.is_kept = true;
     }
 
     /// Drops from the disk what neither the plan nor anything that serves needs.
