@@ -1,6 +1,7 @@
 //! Nodes, the control plane and operators among themselves.
 
 use rustls::{AlertDescription, CertificateError, Error, ProtocolVersion};
+use rustls_pki_types::UnixTime;
 use selvage_certs::{
     ClientAuth, Enrolment, TlsError, client, mutual_client, mutual_server, peer_of, peer_role, roots_of,
 };
@@ -174,4 +175,28 @@ fn without_roots_there_is_no_configuration() {
     assert!(matches!(roots_of(&[]), Err(TlsError::NoRoots)));
     let nonsense = CertificateDer::from(vec![0; 8]);
     assert!(matches!(roots_of(&[nonsense]), Err(TlsError::Root { position: 1, .. })));
+}
+
+/// Clocks of a fleet may differ by minutes when a certificate is new, and by no more.
+#[test]
+fn a_certificate_that_is_valid_later_by_a_clock_that_is_behind_is_taken_for_five_minutes_of_it() {
+    let authority = Authority::create("fleet").unwrap();
+    let roots = Arc::new(roots(&authority));
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots, selvage_certs::provider()).build();
+    let (verifier, identity) = (verifier.unwrap(), identity(&authority, &node("a")));
+    let by_a_clock_behind = |seconds: u64| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let shown = UnixTime::since_unix_epoch(now - std::time::Duration::from_secs(seconds));
+        verifier.verify_client_cert(&identity.chain()[0], &[], shown)
+    };
+    assert!(by_a_clock_behind(0).is_ok() && by_a_clock_behind(240).is_ok());
+    for seconds in [360, 3_600, 30 * 86_400] {
+        let refused = by_a_clock_behind(seconds).unwrap_err();
+        let is_early = matches!(
+            refused,
+            Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. })
+        );
+        assert!(is_early, "{seconds}: {refused:?}");
+    }
 }

@@ -340,6 +340,45 @@ fn a_rekor_2_entry_without_its_timestamp_or_with_another_proof_is_refused() {
 }
 
 #[test]
+fn a_timestamp_by_an_authority_that_is_not_trusted_or_was_not_then_or_was_changed_is_refused() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    let keyless = rekor_2();
+    assert!(judged(&keyless.terms, about(), &[keyless.signed(), candidate(LOGGED_2.into())]).is_ok());
+    let with_root = |change: &dyn Fn(&mut Value)| {
+        let mut root: Value = serde_json::from_str(SIGSTORE_STAGING_TRUSTED_ROOT).unwrap();
+        change(&mut root["timestampAuthorities"]);
+        let mut keyless = rekor_2();
+        let path = |name: &str| keyless.desk.0.path().join(name);
+        std::fs::write(path("staging.json"), root.to_string()).unwrap();
+        keyless.terms = Policy::load(&path("policy.toml")).unwrap().into();
+        keyless.changed(LOGGED_2, |_| {})
+    };
+    let of_another_time = |authorities: &mut Value| {
+        for authority in authorities.as_array_mut().unwrap() {
+            authority["validFor"] = json!({ "start": "2001-01-01T00:00:00Z", "end": "2002-01-01T00:00:00Z" });
+        }
+    };
+    assert_eq!(with_root(&|authorities| *authorities = json!([])), "time");
+    assert_eq!(with_root(&of_another_time), "time");
+    let token = "/verificationMaterial/timestampVerificationData/rfc3161Timestamps/0/signedTimestamp";
+    let whole = serde_json::from_str::<Value>(LOGGED_2).unwrap().pointer(token).unwrap().as_str().unwrap().to_owned();
+    let bytes = STANDARD.decode(whole).unwrap();
+    // What it is over, the signature's hash; when, whose digits follow its tag; and the authority's signature, at the end.
+    let signature = "/dsseEnvelope/signatures/0/sig";
+    let over =
+        serde_json::from_str::<Value>(LOGGED_2).unwrap().pointer(signature).unwrap().as_str().unwrap().to_owned();
+    let over = Digest::of(&STANDARD.decode(over).unwrap());
+    let at = |part: &[u8]| bytes.windows(part.len()).position(|window| window == part).unwrap();
+    for place in [at(over.as_bytes()), at(b"20260526") + 9, bytes.len() - 1] {
+        let mut changed = bytes.clone();
+        changed[place] ^= 1;
+        let cause = keyless.changed(LOGGED_2, |d| *d.pointer_mut(token).unwrap() = STANDARD.encode(&changed).into());
+        assert!(matches!(cause, "time" | "malformed"), "{place}: {cause}");
+    }
+}
+
+#[test]
 fn a_bundle_of_an_older_version_is_refused_whatever_it_holds() {
     let keyless = Keyless::new();
     for version in
