@@ -65,10 +65,12 @@ impl ControlPlanes {
             return Err(format!("control_plane names 1 to {CONTROL_PLANES_MAX} control planes"));
         }
         let needs_port = all.len() > 1;
-        let read = |url: &'_ String| {
-            place(url, needs_port).ok_or_else(|| format!("control_plane: {url:?} is not https://host:port"))
-        };
-        all.iter().map(read).collect()
+        let mut places = Vec::new();
+        for url in all {
+            let read = place(url, needs_port);
+            places.push(read.ok_or_else(|| format!("control_plane: {url:?} is not https://host:port"))?);
+        }
+        Ok(places)
     }
 }
 

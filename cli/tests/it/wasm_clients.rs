@@ -27,9 +27,9 @@ fn wash(fleet: &Fleet, directory: &str, arguments: &[&str]) -> Output {
     finish(command.env("HOME", fleet.path("")).env("SSL_CERT_FILE", fleet.path("certs/ca.pem")))
 }
 
-/// Until the node answers for `host` with `text`.
-fn serves(fleet: &Fleet, host: &str, text: &str) {
-    let (url, begun) = (format!("http://{}/", fleet.front()), Instant::now());
+/// Until the node answers with `text`.
+fn serves(fleet: &Fleet, (host, path): (&str, &str), text: &str) {
+    let (url, begun) = (format!("http://{}{path}", fleet.front()), Instant::now());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         loop {
@@ -68,7 +68,7 @@ fn wash_pushes_what_nodes_run_and_its_packages_are_found_by_their_names() {
     // Signed and deployed, it is served: the layout of the CNCF is one that nodes run as it is.
     well("sign", &fleet.selvage(&["sign", "acme/plain:1", "--key", "release.key"]));
     well("deploy", &fleet.selvage(&["deploy", "acme/plain:1"]));
-    serves(&fleet, "plain.localhost", "");
+    serves(&fleet, ("plain.localhost", "/"), "");
 
     // A package of interfaces, found by the namespace's registry and its name, as wkg does.
     for (directory, text) in [
@@ -239,7 +239,7 @@ fn what_spin_pushes_is_imported_signed_deployed_and_served_with_its_files() {
     assert!(!refused.status.success(), "it is no app of this fleet yet");
     well("import", &fleet.selvage(&["import", "acme/of-spin:0.1.0", "--key", "release.key"]));
     well("deploy", &fleet.selvage(&["deploy", "acme/of-spin:selvage", "--app", "of-spin"]));
-    serves(&fleet, "of-spin.localhost", "Pushed by Spin");
+    serves(&fleet, ("of-spin.localhost", "/env"), "Pushed by Spin");
     // The guest sees its files as Spin would lay them out.
     let files = std::fs::read_dir(fleet.path("node/files")).unwrap().next().unwrap().unwrap().path().join("hello");
     assert_eq!(std::fs::read(files.join("assets/large.bin")).unwrap(), large);

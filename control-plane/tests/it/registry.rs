@@ -5,6 +5,7 @@ mod conformance;
 mod lists;
 mod manifests;
 mod mirror;
+mod rate;
 mod rules;
 mod tokens;
 mod uploads;

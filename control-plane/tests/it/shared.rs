@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::world::{Asker, app, json_of, status};
 use fleet::{Fleet, until};
 use server::Server;
+pub(crate) use server::is_there;
 
 /// Changes of each kind that each control plane is asked for.
 const EACH: usize = 12;

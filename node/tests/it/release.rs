@@ -1,5 +1,6 @@
 //! A release from the registry to serving: what is refused, what stays, and what needs no control plane.
 
+mod boot;
 mod control_plane;
 mod freshness;
 mod neighbours;

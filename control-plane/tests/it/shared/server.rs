@@ -35,7 +35,7 @@ impl Drop for Server {
     }
 }
 
-pub(super) fn is_there(name: &str) -> bool {
+pub(crate) fn is_there(name: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&paths).any(|dir| dir.join(name).is_file());
     assert!(found || std::env::var_os("CI").is_none(), "CI needs {name}: see .ci/tools");
