@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let arguments = arguments::Arguments::parse();
     let output = output::Output::new(arguments.output);
     logging::start(&arguments.command, std::env::var("SELVAGE_LOG").ok().as_deref());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match selvage_node::line::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return output.failed(&output::failure("start the async runtime", &error, None)),
     };

@@ -72,8 +72,21 @@ pub(crate) fn app(
     limits: &Limits,
     isolation: Isolation,
 ) -> anyhow::Result<Arc<ActiveApp>> {
+    app_at(base, name, Vec::new(), code, limits, isolation)
+}
+
+/// The same at more hosts than that of its name.
+pub(crate) fn app_at(
+    base: &Base,
+    name: &str,
+    hosts: Vec<String>,
+    code: Bytes,
+    limits: &Limits,
+    isolation: Isolation,
+) -> anyhow::Result<Arc<ActiveApp>> {
     let digest = Digest::of(&code);
     let mut app = App::of_component(name.parse()?, "guest".parse()?, digest);
+    app.hosts = hosts;
     for component in app.components.values_mut() {
         (component.limits, component.isolation) = (limits.clone(), isolation);
     }

@@ -57,8 +57,12 @@ fn main() -> anyhow::Result<()> {
         for server in servers {
             // Once without callgrind, so that no compilation is under it.
             drop(server.start(&ASK)?);
-            let each = count(&tools, server, dir.path())?;
-            say(format_args!("  {each}"));
+            let name = server.name.clone();
+            match count(&tools, server, dir.path()) {
+                Ok(each) => say(format_args!("  {each}")),
+                // A machine that is busy with others lets a server that is that much slower miss its limits.
+                Err(error) => say(format_args!("  {name:<40} does not count: {error:#}")),
+            }
         }
     }
     Ok(())
@@ -104,6 +108,7 @@ fn count(tools: &Tools, server: Server, dir: &Path) -> anyhow::Result<String> {
     let requests = ask(tools, &running, COUNTED)?;
     control(&running, &["-i", "off"])?;
     control(&running, &["-d"])?;
+    ensure!(requests > 0.0, "no request was answered");
     let counts = std::fs::read_to_string(&dump).context("callgrind left no dump")?;
     std::fs::remove_file(&dump)?;
     let total = counts.lines().find_map(|line| line.strip_prefix("totals: ")).context("callgrind counted nothing")?;

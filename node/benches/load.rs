@@ -101,8 +101,18 @@ impl<'a> Client<'a> {
 
     /// The same of a server that is asked by others, and warm.
     pub(crate) fn paced_only(&self, server: &Running, rate: f64) -> anyhow::Result<Tail> {
+        self.paced_with(&[&server.url], rate)
+    }
+
+    /// The same of one of several apps, by its host.
+    pub(crate) fn paced_at(&self, server: &Running, host: &str, rate: f64) -> anyhow::Result<Tail> {
+        let (url, address) = server.url_at(host)?;
+        self.paced_with(&[&url, "--connect", &address.to_string()], rate)
+    }
+
+    fn paced_with(&self, target: &[&str], rate: f64) -> anyhow::Result<Tail> {
         let mut command = on_client_core();
-        command.arg(&self.tools.selvage).args(["loadtest", &server.url, "--even", "-o", "json"]);
+        command.arg(&self.tools.selvage).arg("loadtest").args(target).args(["--even", "-o", "json"]);
         command.args(["--connections", CONNECTIONS, "--rate"]).arg(format!("{rate:.0}"));
         command.arg("--duration").arg(self.pace.round.as_secs().to_string());
         // Its exit code says whether the run counts; so does the report, and why.

@@ -178,6 +178,7 @@ fn grants(kv: &Kv, egress: &Arc<Egress>, isolation: Isolation) -> anyhow::Result
         stores: Vec::new(),
         kv: kv.clone(),
         egress: Arc::clone(egress),
+        spent: Arc::default(),
         log_dropped: Metrics::new().log_dropped("bench"),
     })
 }

@@ -12,6 +12,7 @@
 mod aim;
 mod figures;
 mod groups;
+#[allow(dead_code, reason = "each bench asks for a part of it")]
 mod load;
 #[allow(dead_code, reason = "each bench asks for a part of it")]
 mod process;

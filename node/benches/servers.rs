@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 
 use crate::aim::Aim;
 use crate::figures::{BACKTRACES, without_backtraces};
@@ -124,6 +124,14 @@ impl Server {
 }
 
 impl Running {
+    /// Where it is asked for another host, and where that is.
+    pub(crate) fn url_at(&self, host: &str) -> anyhow::Result<(String, SocketAddr)> {
+        let rest = self.url.strip_prefix("http://").context("no http")?;
+        let (address, path) = rest.split_once('/').context("no path")?;
+        let address: SocketAddr = address.parse()?;
+        Ok((format!("http://{host}:{}/{path}", address.port()), address))
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

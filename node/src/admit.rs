@@ -1,7 +1,8 @@
 //! How many requests are under way at once on this node, and how many of one app.
 //!
-//! Nothing queues here: a request beyond a bound is refused at once ([`Fault::Overload`]), because a queue in front of a
-//! full node only makes every answer late.
+//! Nothing queues here: a request beyond a bound is refused ([`Fault::Overload`]), because a queue in front of a full node
+//! only makes every answer late. Where the core is full too, the answer that says so is held back for a moment
+//! ([`Admission::hold_back`]): who asks again at once shall not use up the core by being refused.
 //!
 //! The bound of an app moves with what is free (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on
 //! Networking 6(2), 1998): it may hold [`SHARE`] times as many places as nobody holds. One app alone can have four
@@ -9,18 +10,25 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::fault::Fault;
+use crate::line::full;
 
 /// Places that one app may hold for each that is free.
 const SHARE: usize = 4;
+/// How long a refusal is held back.
+const REFUSAL: Duration = Duration::from_millis(100);
+/// Refusals that are held back at once. They have a connection and nothing else of the node's.
+const REFUSALS_MAX: usize = 4_096;
 
 /// The bound of the node. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Admission {
     places: Arc<Semaphore>,
+    refusals: Arc<AtomicUsize>,
 }
 
 /// The places that one app holds.
@@ -47,7 +55,7 @@ impl Admission {
     /// Room for `requests_max` requests at once.
     pub fn new(requests_max: u32) -> Self {
         let places = usize::try_from(requests_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { places: Arc::new(Semaphore::new(places)) }
+        Self { places: Arc::new(Semaphore::new(places)), refusals: Arc::default() }
     }
 
     /// Takes a place for an app.
@@ -64,10 +72,30 @@ impl Admission {
         }
         Ok(Permit { _place: place, held: held.clone() })
     }
+
+    /// Lets a moment pass before a request is refused at `now`, if the core is full.
+    pub(crate) async fn hold_back(&self, now: Instant) {
+        let more = |held: usize| (held < REFUSALS_MAX).then_some(held + 1);
+        if full::is_full(now) && self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
+            let _held = Refusal(&self.refusals);
+            tokio::time::sleep(REFUSAL).await;
+        }
+    }
+}
+
+/// One that is held back.
+struct Refusal<'a>(&'a AtomicUsize);
+
+impl Drop for Refusal<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     /// Takes places until one is refused.
@@ -89,6 +117,20 @@ mod tests {
         assert_eq!(admission.admit(&app).unwrap_err(), Fault::Overload("requests_max"));
         drop(first);
         assert!(admission.admit(&app).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_held_back_where_the_core_is_full_up_to_a_bound() {
+        let (admission, now) = (Admission::new(1), Instant::now());
+        assert!(admission.hold_back(now).now_or_never().is_some(), "there is time for it");
+        let _full = full::Filled::new();
+        let mut held: Vec<_> = (0..REFUSALS_MAX).map(|_| Box::pin(admission.hold_back(now))).collect();
+        assert!(held.iter_mut().all(|one| one.now_or_never().is_none()));
+        assert!(admission.hold_back(now).now_or_never().is_some(), "that many and no more");
+        held.pop();
+        assert!(admission.hold_back(now).now_or_never().is_none());
+        held.pop().unwrap().await;
+        assert!(now.elapsed() >= REFUSAL);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use wasmtime::{
 
 use crate::guest::heavy::Heavy;
 use crate::host::{self, State};
+use crate::line::Line;
 use crate::pool::Places;
 
 /// One step of the epoch: the longest that a guest keeps a worker thread without yielding.
@@ -128,6 +129,7 @@ pub struct Engines {
     p2: Arc<Side>,
     p3: Arc<Side>,
     heavy: Heavy,
+    line: Line,
 }
 
 /// One engine and what the host offers on it.
@@ -159,7 +161,7 @@ impl Engines {
         let linker = host::linker_p3(&p3).map_err(EngineError::Link)?;
         let p3 = Side { linker, engine: p3, places: places(running_p3) };
         let heavy = Heavy::start().map_err(EngineError::Thread)?;
-        Ok(Self { p2: Arc::new(p2), p3: Arc::new(p3), heavy })
+        Ok(Self { p2: Arc::new(p2), p3: Arc::new(p3), heavy, line: Line::default() })
     }
 
     /// Differs whenever code compiled by other engines could not run on these: other version, CPU or configuration.
@@ -186,6 +188,11 @@ impl Engines {
     /// The threads for guests that compute for long.
     pub(crate) fn heavy(&self) -> &Heavy {
         &self.heavy
+    }
+
+    /// Where requests wait for a core that is full.
+    pub(crate) fn line(&self) -> &Line {
+        &self.line
     }
 
     /// Places for instances that wait.

@@ -32,6 +32,7 @@ use self::outcome::Outcome;
 use self::parting::Parting;
 use self::shared::Call;
 use crate::fault::{ClientFault, Fault, GuestFault};
+use crate::line::InTurns;
 use crate::pool::Pool;
 use crate::request::{Request, Response};
 
@@ -194,8 +195,9 @@ impl Streaming {
         let (head, body) = response.into_parts();
         let parting = self.pool.reuse().map(|_| Parting::new(Arc::clone(&self.pool)));
         let guests = parting.clone();
+        let guest = InTurns::going_on(self.pool.line(), &self.pool.grants.spent, self.deadline, guest);
         let task = tokio::spawn(async move {
-            if let (Some(instance), Some(parting)) = (guest.await, guests) {
+            if let (Ok(Some(instance)), Some(parting)) = (guest.await, guests) {
                 parting.guest_ended(instance);
             }
         });

@@ -139,6 +139,7 @@ pub(crate) mod tests {
             stores: stores.iter().map(|label| label.parse().unwrap()).collect(),
             kv: selvage_sync::Kv::open(options, Arc::new(|_| None)).await.unwrap(),
             egress: Arc::new(outbound::Egress::new(&EgressOptions::default()).unwrap()),
+            spent: Arc::default(),
             log_dropped: Metrics::new().log_dropped("test"),
         };
         (grants, dir)

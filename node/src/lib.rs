@@ -1,6 +1,6 @@
 //! The worker: it listens, finds the route, applies its policy, leases an instance and calls the guest.
 //!
-//! Read a request in this order: [`listen`] → [`request`] → [`route`] → [`admit`] → [`jwt`] → [`pool`] → [`guest`] →
+//! Read a request in this order: [`listen`] → [`request`] → [`route`] → [`admit`] → [`line`] → [`jwt`] → [`pool`] → [`guest`] →
 //! [`host`]; [`serve`] names the steps. A release: [`release`]. A write: [`host`] → `selvage_sync`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -17,6 +17,8 @@ pub mod serve;
 pub mod route;
 
 pub mod admit;
+
+pub mod line;
 
 pub mod jwt;
 

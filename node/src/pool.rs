@@ -39,6 +39,7 @@ use crate::guest::meter::Habit;
 use crate::guest::shared::Call;
 use crate::host;
 use crate::host::outbound::Egress;
+use crate::line::{Line, Spent};
 use crate::metrics::LogDropped;
 use crate::release::compile::Compiled;
 use crate::request::{Request, Response};
@@ -81,6 +82,8 @@ pub struct Grants {
     pub kv: selvage_sync::Kv,
     /// The way out.
     pub egress: Arc<Egress>,
+    /// What its app has used of full cores.
+    pub spent: Arc<Spent>,
     /// Where is counted what it writes beyond its log.
     pub log_dropped: LogDropped,
 }
@@ -244,6 +247,11 @@ impl Pool {
     /// Where guests go that compute for long.
     pub(crate) fn heavy(&self) -> &Heavy {
         self.code.engines().heavy()
+    }
+
+    /// Where its requests wait for a core that is full.
+    pub(crate) fn line(&self) -> &Line {
+        self.code.engines().line()
     }
 
     /// What its guests were like lately.

@@ -25,9 +25,11 @@ use crate::acme;
 use crate::admit::{Admission, Permit};
 use crate::fault::{ClientFault, Fault, GuestFault};
 use crate::jwt;
+use crate::line::{Crowded, InTurns, Late};
 use crate::listen::head;
 use crate::metrics::{Counted, Metrics, NO_APP, Outcome};
 use crate::names;
+use crate::pool::Pool;
 use crate::request::{Body, BodyError, Protocol, Request, Response, empty};
 use crate::route::fields::Told;
 use crate::route::split::{RELEASE, Visitor};
@@ -171,6 +173,10 @@ pub async fn serve(parts: &Arc<Parts>, request: Request) -> Response {
         Err(fault) => {
             record.outcome = Outcome::from(&fault);
             record.detail = fault.detail().map(str::to_owned);
+            if let Fault::Overload(_) = fault {
+                record.permit = None;
+                Box::pin(parts.admission.hold_back(record.started)).await;
+            }
             fault.response()
         }
     };
@@ -209,8 +215,26 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
     if let Some(fixed) = found.fixed() {
         return Ok(fixed);
     }
+    let (arrived, pool) = (request.arrived, found.guest().map(|(_, _, target)| &target.pool));
+    let pool = pool.filter(|pool| pool.line().is_on(&pool.grants.spent, arrived));
     // In a box: a request that needs no guest would carry the room for one through every move of its task.
-    Box::pin(answer_by_guest(request, &authority, found, &record.id)).await
+    let guest = Box::pin(answer_by_guest(request, &authority, found, &record.id));
+    match pool {
+        None => guest.await,
+        Some(pool) => Box::pin(in_turns(pool, arrived, guest)).await,
+    }
+}
+
+/// The same where the core is full and others want it too.
+async fn in_turns(
+    pool: &Pool,
+    arrived: Instant,
+    guest: impl Future<Output = Result<Response, Fault>> + Unpin,
+) -> Result<Response, Fault> {
+    let deadline = arrived + Duration::from_millis(pool.limits().wall_ms);
+    let turns = InTurns::begin(pool.line(), &pool.grants.spent, deadline, guest);
+    let turns = turns.map_err(|Crowded| Fault::Overload("line"))?;
+    turns.await.unwrap_or_else(|Late| Err(Fault::Overload("line-deadline")))
 }
 
 /// The steps of a request that a guest answers.

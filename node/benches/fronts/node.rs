@@ -23,7 +23,7 @@ const NEVER_MET: u32 = 1_000_000_000;
 
 /// Serves until it is killed. The runtime is as the program's.
 pub(super) fn run(port: u16, dir: &Path) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = selvage_node::line::runtime()?;
     runtime.block_on(async {
         let identity = Identity::load(dir.join("front.pem"), dir.join("front.key"))?;
         let provider = TlsProvider::default();

@@ -38,6 +38,11 @@ pub(crate) fn selvage(program: &Path, name: &str, app: &Path, dir: &Path) -> Ser
     server
 }
 
+/// This very program in another role, which is told where to listen by a port at the end of its arguments.
+pub(crate) fn itself(name: &str, arguments: &[OsString]) -> anyhow::Result<Server> {
+    Ok(Server::new(name, &std::env::current_exe()?, arguments.to_vec(), Listen::Port))
+}
+
 /// `wasmtime serve` with these flags. Those who want its cache find it in `dir`.
 pub(crate) fn wasmtime(program: &Path, name: &str, component: &Path, flags: &[&str], dir: &Path) -> Server {
     let flags = std::iter::once(&"serve").chain(flags).map(OsString::from);

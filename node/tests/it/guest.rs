@@ -96,6 +96,7 @@ impl Guest {
             stores: Vec::new(),
             kv,
             egress: Arc::new(Egress::new(&EgressOptions::default()).unwrap()),
+            spent: Arc::default(),
             log_dropped: Metrics::new().log_dropped("test"),
         };
         Self { code: code(name), grants, _state: state }

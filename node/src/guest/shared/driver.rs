@@ -27,6 +27,7 @@ use super::Sent;
 use super::turn::{Due, Turn};
 use crate::fault::{Fault, GuestFault};
 use crate::host::State;
+use crate::line::{Spent, full};
 use crate::pool::{Grants, Inbox, Pool};
 
 /// An instance at work. It is over when the instance is to be given up.
@@ -36,6 +37,7 @@ pub(super) struct Driver {
     inbox: Arc<Inbox>,
     turn: Arc<Turn>,
     clock: Clock,
+    spent: Arc<Spent>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -47,6 +49,7 @@ impl Driver {
         inbox: Arc<Inbox>,
         turn: Arc<Turn>,
     ) -> Self {
+        let spent = Arc::clone(&pool.grants.spent);
         let guest = Guest {
             pool: Arc::downgrade(pool),
             grants: Arc::clone(&pool.grants),
@@ -56,7 +59,7 @@ impl Driver {
             outcome,
         };
         let work = Some(Box::pin(guest.work(instance)) as Pin<Box<_>>);
-        Self { work, pool: Arc::downgrade(pool), inbox, turn, clock: Clock::default(), sleep: None }
+        Self { work, pool: Arc::downgrade(pool), inbox, turn, clock: Clock::default(), spent, sleep: None }
     }
 
     fn end(&mut self, fault: &Fault) -> Poll<()> {
@@ -118,6 +121,9 @@ impl Future for Driver {
             return Poll::Ready(());
         }
         let spent = me.clock.cost(begun.elapsed(), clock.map(|clock| clock.elapsed()));
+        if full::is_full(begun) {
+            me.spent.pay(spent, 0);
+        }
         if !me.turn.pay(spent) {
             return me.end(&Fault::Guest(GuestFault::ExceededCpu));
         }

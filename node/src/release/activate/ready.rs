@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::engine::Engines;
 use crate::host::outbound::Egress;
 use crate::jwt::{Issuer, JwtError, KeyFetcher};
+use crate::line::Spent;
 use crate::metrics::Metrics;
 use crate::pool::{ActivateError, Grants, Pool};
 use crate::release::compile::{CompileCache, CompileError, compile};
@@ -170,10 +171,11 @@ pub fn ready(base: &Base, fetched: Fetched, settings: Settings) -> Result<Active
     let app = verified.app();
     let values = Values::settle(&app.variables, &settings.variables)?;
     let mut pools = BTreeMap::new();
+    let spent = Arc::default();
     for (name, component, code) in verified.components() {
         let failed = |source| ReadyError::Compile { component: name.clone(), source };
         let compiled = compile(&base.engines, &base.cache, &code).map_err(failed)?;
-        let grants = grants(base, &verified, name, &values, &settings.environment)?;
+        let grants = grants(base, &verified, name, &values, &settings.environment, &spent)?;
         let failed = |source| ReadyError::Pool { component: name.clone(), source };
         pools.insert(name.clone(), Pool::new(&base.engines, &compiled, grants).map_err(failed)?);
         tracing::debug!(app = %app.name, component = %name, digest = %component.digest, "component is ready");
@@ -193,6 +195,7 @@ fn grants(
     name: &ComponentName,
     values: &Values,
     overrides: &BTreeMap<String, String>,
+    spent: &Arc<Spent>,
 ) -> Result<Grants, ReadyError> {
     let app = verified.app();
     let component = &app.components[name];
@@ -212,6 +215,7 @@ fn grants(
         stores: component.key_value_stores.clone(),
         kv: base.kv.clone(),
         egress: Arc::clone(&base.egress),
+        spent: Arc::clone(spent),
         log_dropped: base.metrics.log_dropped(app.name.as_str()),
     })
 }
