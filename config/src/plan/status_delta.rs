@@ -166,13 +166,14 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stderr, reason = "the figures")]
     fn of_500_apps_only_what_is_new_is_told() {
         let apps = |first: u32| (0..500).map(|n| app(&format!("app-{n:03}"), if n == 0 { first } else { 1 })).collect();
         let (before, after) = (status(3, apps(1)), status(4, apps(2)));
         let bytes = |delta: &StatusDelta| serde_json::to_vec(delta).unwrap().len();
         let (one, none) = (bytes(&between(&before, &after)), bytes(&between(&before, &before)));
         let whole = serde_json::to_vec(&before).unwrap().len();
-        println!("whole {whole} bytes, one app of 500 {one}, nothing new {none}");
+        eprintln!("whole {whole} bytes, one app of 500 {one}, nothing new {none}");
         assert!(whole > 70_000 && one < 800 && none < 300, "{whole} {one} {none}");
     }
 

@@ -91,7 +91,7 @@ async fn a_large_component_is_pushed_and_pulled_beside_another_registry() {
     let [ours, theirs] = best;
     let rate = |took: Duration| BYTES as f64 / took.as_secs_f64() / f64::from(1 << 20);
     let ratio = (theirs.0 + theirs.1).as_secs_f64() / (ours.0 + ours.1).as_secs_f64();
-    println!(
+    eprintln!(
         "20 MiB: pushed {:.0} MiB/s, pulled {:.0}; docker-registry {:.0} and {:.0}; {ratio:.2} of its rate",
         rate(ours.0),
         rate(ours.1),
