@@ -109,7 +109,7 @@ fn push(fleet: &Fleet, round: u64) -> String {
 fn a_node_killed_at_any_moment_serves_one_whole_release_and_none_from_before_what_it_told() {
     let rounds = std::env::var("SELVAGE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
     let mut fleet = Fleet::start();
-    let roots = roots_from_pem(&fleet.path("certs/ca.pem")).unwrap();
+    let roots = roots_from_pem(fleet.path("certs/ca.pem")).unwrap();
     let client = Client::builder().use_preconfigured_tls(selvage_certs::client(&roots)).no_proxy().build().unwrap();
     let control_plane = ControlPlane { client, url: format!("https://{}", fleet.registry()) };
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -223,7 +223,7 @@ fn what_spin_pushes_is_imported_signed_deployed_and_served_with_its_files() {
         ("application/vnd.wasm.content.layer.v1+data", large.clone()),
     ];
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let roots = selvage_certs::roots_from_pem(&fleet.path("certs/ca.pem")).unwrap();
+    let roots = selvage_certs::roots_from_pem(fleet.path("certs/ca.pem")).unwrap();
     let client = reqwest::Client::builder().use_preconfigured_tls(selvage_certs::client(&roots)).no_proxy();
     let mut spin = Spin {
         client: client.build().unwrap(),

@@ -6,6 +6,8 @@ use super::{Fleet, saying, serving};
 async fn a_node_tells_what_changed_and_all_of_it_to_who_knows_something_else() {
     let fleet = Fleet::new().await;
     let node = fleet.node().await;
+    // The first is told whole.
+    fleet.control_plane.status(|_| true).await;
     let (_, good) = fleet.publish("hello", saying("hello"), Some(&fleet.signer));
     fleet.plan(5, &[("hello@1", good)]);
     let status = fleet.settled(5).await;
