@@ -54,17 +54,26 @@ async fn nodes_that_come_to_both_at_once_are_told_by_both_and_so_is_one_that_mov
     for number in 0..NODES {
         let name = format!("n-{number}");
         let node = fleet.node(&name, if number % 2 == 0 { &a } else { &b });
-        coming.spawn(async move { node.tell(&status(&name, 0, Some(7000 + number), vec![])).await.status() });
+        coming.spawn(async move {
+            let told = status(&name, 0, Some(7000 + number), vec![]);
+            // As a node does: where the journal takes too long on a busy machine, it tells again.
+            loop {
+                match node.tell(&told).await.status() {
+                    StatusCode::NO_CONTENT => return,
+                    StatusCode::SERVICE_UNAVAILABLE => tokio::time::sleep(QUIET).await,
+                    other => panic!("{name}: {other}"),
+                }
+            }
+        });
     }
-    for told in coming.join_all().await {
-        assert_eq!(told, StatusCode::NO_CONTENT);
-    }
+    tokio::time::timeout(Duration::from_secs(60), coming.join_all()).await.unwrap();
     // One moves to the other control plane and to another address, and one gets an admin listener.
-    let moved = fleet.node("n-2", &b).tell(&status("n-2", 0, Some(9002), vec![])).await;
-    assert_eq!(moved.status(), StatusCode::NO_CONTENT);
+    let (n_2, moved) = (fleet.node("n-2", &b), status("n-2", 0, Some(9002), vec![]));
+    until("it has moved", async || n_2.tell(&moved).await.status() == StatusCode::NO_CONTENT).await;
     let admin = (Ipv4Addr::LOCALHOST, 9103).into();
     let told = selvage_config::plan::Status { admin: Some(admin), ..status("n-3", 0, Some(7003), vec![]) };
-    assert_eq!(fleet.node("n-3", &a).tell(&told).await.status(), StatusCode::NO_CONTENT);
+    let n_3 = fleet.node("n-3", &a);
+    until("it has told", async || n_3.tell(&told).await.status() == StatusCode::NO_CONTENT).await;
     let is_known = |peers: &[Peer]| {
         let of = |name: &str| peers.iter().find(|peer| peer.node.as_str() == name);
         peers.len() == usize::from(NODES) - 1
