@@ -63,7 +63,12 @@ impl Anchors {
 
     /// Whether a peer that knows these authorities takes `identity` for a client at that time.
     pub fn vouch_for(&self, identity: &Identity, at: SystemTime) -> bool {
-        vouched(&*self.0.load().clients, identity.chain(), at)
+        self.vouch_for_chain(identity.chain(), at)
+    }
+
+    /// The same of a chain.
+    pub(crate) fn vouch_for_chain(&self, chain: &[CertificateDer<'_>], at: SystemTime) -> bool {
+        vouched(&*self.0.load().clients, chain, at)
     }
 
     /// A client that shows `identity`, like [`mutual_client`].

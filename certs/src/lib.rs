@@ -37,6 +37,7 @@ mod names;
 mod anchors;
 mod front;
 mod mutual;
+mod statement;
 
 pub use anchors::{Anchors, was_vouched_for};
 pub use authority::{Authority, AuthorityError, Rotation, RotationError};

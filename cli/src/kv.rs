@@ -209,12 +209,21 @@ async fn watch(
 async fn peers(client: &Client, address: std::net::SocketAddr, output: Output) -> Result<(), Report> {
     let answer: serde_json::Value = json(client.admin(Method::GET, address, "/peers"), "ask for the peers").await?;
     let peers = answer.as_array().cloned().unwrap_or_default();
-    let columns = ["node", "region", "connected", "lag", "queued_bytes", "heard_ms", "ahead_ms"];
+    let columns = ["node", "region", "connected", "lag", "queued_bytes", "heard_ms", "ahead_ms", "apart_since_ms"];
     let rows: Vec<Vec<String>> = peers.iter().map(|peer| columns.map(|c| cell(peer, c)).to_vec()).collect();
     output.answer(
         &answer,
         table(
-            &["NODE", "REGION", "CONNECTED", "LAG", "QUEUED BYTES", "HEARD (MS SINCE 1970)", "CLOCK AHEAD (MS)"],
+            &[
+                "NODE",
+                "REGION",
+                "CONNECTED",
+                "LAG",
+                "QUEUED BYTES",
+                "HEARD (MS SINCE 1970)",
+                "CLOCK AHEAD (MS)",
+                "APART SINCE (MS SINCE 1970)",
+            ],
             &rows,
         ),
     );

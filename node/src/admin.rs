@@ -281,7 +281,7 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
         (&Method::GET, "/readyz") => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         (&Method::GET, "/metrics") => {
             for peer in admin.kv.iter().flat_map(Kv::status) {
-                admin.parts.metrics.kv_peer(peer.node.as_str(), peer.connected, peer.lag);
+                admin.parts.metrics.kv_peer(&peer);
             }
             if let Some(kv) = &admin.kv {
                 admin.parts.metrics.kv_progress(&kv.progress());

@@ -59,6 +59,7 @@ pub struct Metrics {
     plans_refused: IntCounterVec,
     snapshot: IntGaugeVec,
     kv_lag: IntGaugeVec,
+    kv_apart: IntGaugeVec,
     kv_connected: IntGaugeVec,
     kv_replication: IntGaugeVec,
     kv_held: IntGaugeVec,
@@ -226,12 +227,19 @@ impl Metrics {
                 "Writes of this node that a connected peer has not acknowledged.",
                 &["peer"],
             ),
+            kv_apart: gauge(
+                &registry,
+                "selvage_kv_apart_since_seconds",
+                "Since when (seconds since 1970) a peer keeps this node from collecting; absent if it does not.",
+                &["peer"],
+            ),
             kv_connected: gauge(&registry, "selvage_kv_connected", "Whether there is a link to a peer.", &["peer"]),
             kv_replication: gauge(
                 &registry,
                 "selvage_kv_replication",
                 "How replication stands: writes that lost against concurrent ones (conflicts), entries from the future, \
-                 entries refused for their age (stale), collected ones, old differences that proofs found (diverged), \
+                 entries refused for their age (stale) or since nothing proves whose they are (forged), those of past origins \
+                 taken on a peer's word (hearsay), collected ones, old differences that proofs found (diverged), \
                  proofs that found none, the fleet's time ahead of this clock (ahead_ms), and whether all is here.",
                 &["what"],
             ),
@@ -337,22 +345,30 @@ impl Metrics {
     }
 
     /// How it stands with `peer`: whether there is a link, and how many of our writes it has not acknowledged.
-    pub fn kv_peer(&self, peer: &str, connected: bool, lag: Option<u64>) {
-        self.kv_connected.with_label_values(&[peer]).set(connected.into());
-        match lag {
-            Some(lag) => self.kv_lag.with_label_values(&[peer]).set(i64::try_from(lag).unwrap_or(i64::MAX)),
-            // An old number would look like a known one. It fails only if there is none.
-            None => drop(self.kv_lag.remove_label_values(&[peer])),
+    /// And since when it keeps this node from collecting.
+    pub fn kv_peer(&self, status: &selvage_sync::PeerStatus) {
+        let peer = status.node.as_str();
+        self.kv_connected.with_label_values(&[peer]).set(status.connected.into());
+        let optional = [(&self.kv_lag, status.lag), (&self.kv_apart, status.apart_since_ms.map(|ms| ms / 1_000))];
+        for (metric, known) in optional {
+            match known {
+                Some(number) => metric.with_label_values(&[peer]).set(i64::try_from(number).unwrap_or(i64::MAX)),
+                // An old number would look like a known one. It fails only if there is none.
+                None => drop(metric.remove_label_values(&[peer])),
+            }
         }
     }
 
     /// How replication stands.
     pub fn kv_progress(&self, progress: &selvage_sync::Progress) {
-        let selvage_sync::Counts { conflicts, future, stale, collected, diverged, proved } = progress.counts;
+        let selvage_sync::Counts { conflicts, future, stale, forged, hearsay, collected, diverged, proved } =
+            progress.counts;
         let counted = [
             ("conflicts", conflicts),
             ("future", future),
             ("stale", stale),
+            ("forged", forged),
+            ("hearsay", hearsay),
             ("collected", collected),
             ("diverged", diverged),
             ("proved", proved),
@@ -420,9 +436,19 @@ mod tests {
         let metrics = Metrics::new();
         metrics.log_dropped("hello").count(7);
         metrics.release_refused("unsigned");
-        metrics.kv_peer("iad-1", true, Some(40));
-        metrics.kv_peer("sin-1", true, Some(1));
-        metrics.kv_peer("sin-1", false, None);
+        let status = |node: &str, lag: Option<u64>| selvage_sync::PeerStatus {
+            node: node.parse().unwrap(),
+            region: "iad".parse().unwrap(),
+            connected: lag.is_some(),
+            queued_bytes: 0,
+            lag,
+            heard_ms: None,
+            ahead_ms: None,
+            apart_since_ms: lag.map(|_| 7_000),
+        };
+        metrics.kv_peer(&status("iad-1", Some(40)));
+        metrics.kv_peer(&status("sin-1", Some(1)));
+        metrics.kv_peer(&status("sin-1", None));
         let mut stats = selvage_sync::engine::Stats { corrupt: 3, ..Default::default() };
         stats.records.rows = 9;
         metrics.kv_engine(&stats);
@@ -434,5 +460,7 @@ mod tests {
         assert!(text.contains(r#"selvage_kv_unacknowledged_writes{peer="iad-1"} 40"#));
         assert!(!text.contains(r#"selvage_kv_unacknowledged_writes{peer="sin-1"}"#));
         assert!(text.contains(r#"selvage_kv_connected{peer="sin-1"} 0"#));
+        assert!(text.contains(r#"selvage_kv_apart_since_seconds{peer="iad-1"} 7"#));
+        assert!(!text.contains(r#"selvage_kv_apart_since_seconds{peer="sin-1"}"#));
     }
 }

@@ -457,7 +457,7 @@ async fn base(
 
 async fn open_kv(config: &NodeConfig, fleet: Option<&Fleet>) -> Result<Kv, StartError> {
     let tls = match fleet {
-        Some(fleet) => Some(Tls { server: fleet.server(), client: fleet.client()? }),
+        Some(fleet) => Some(Tls { server: fleet.server(), client: fleet.client()?, trust: Arc::new(fleet.clone()) }),
         None => None,
     };
     let options = KvOptions {

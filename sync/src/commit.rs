@@ -4,7 +4,7 @@
 //! writers and sends to the peers. So many writers share one flush, and no peer learns of a write that a crash can
 //! take back. A reader may see a write shortly before it is durable.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -94,6 +94,7 @@ pub(crate) struct State {
     pub(crate) reach: Reach,
     pub(crate) ahead_ms: i64,
     pub(crate) caught_up: bool,
+    pub(crate) apart: BTreeMap<NodeName, u64>,
 }
 
 /// [`State`], renewed at every tick.
@@ -220,6 +221,12 @@ impl Committer {
             };
             self.event(event, &mut later);
         }
+        let signed = self.replica.sign();
+        if self.failed.is_none()
+            && let Err(error) = apply(self.engine.as_ref(), signed, &mut later)
+        {
+            self.fail(error);
+        }
         if self.failed.is_none()
             && let Err(error) = flush(self.engine.as_ref(), &later)
         {
@@ -246,6 +253,7 @@ impl Committer {
             reach: self.replica.reach(),
             ahead_ms: self.replica.ahead_ms(),
             caught_up: self.replica.is_caught_up(),
+            apart: self.replica.apart(),
         };
     }
 
@@ -374,6 +382,12 @@ impl Committer {
             Notice::Rewound { peer, incarnation } => {
                 tracing::error!(%peer, incarnation, "the kv's directory is an old copy: going on as a new incarnation");
             }
+            Notice::Forged { peer, entries } => {
+                tracing::error!(%peer, entries, "entries refused: nothing proves that their origins wrote them");
+            }
+            Notice::Apart { node, since_ms } => {
+                tracing::warn!(%node, since_ms, "nothing is collected: for long this node has said other than this one, or nothing");
+            }
             Notice::Bootstrapped { peer } => tracing::info!(%peer, "all of a peer's state was taken"),
             Notice::Diverged { peer, entries } => {
                 tracing::error!(%peer, entries, "a proof found old differences and repairs them");
@@ -443,6 +457,7 @@ mod tests {
 
     use super::*;
     use crate::engine::{Batch, Memory, Row};
+    use crate::trust::{Keyring, Nobody};
 
     /// Counts flushes, and fails them when told to.
     #[derive(Default)]
@@ -488,7 +503,8 @@ mod tests {
 
     fn replica(engine: &Arc<Counting>) -> Replica {
         let rows = Arc::clone(engine) as Arc<dyn Engine>;
-        Replica::open(rows, "a".parse().unwrap(), b"here", 1_000, 0).unwrap()
+        let keyring = Keyring { trust: Arc::new(Nobody), chance: [0; 32] };
+        Replica::open(rows, "a".parse().unwrap(), b"here", 1_000, keyring).unwrap()
     }
 
     #[test]

@@ -258,14 +258,25 @@ impl Entry {
         hash.to_be_bytes()[0]
     }
 
-    /// Appends the entry's bytes: fields, then their checksum.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let start = out.len();
+    /// The bytes of all fields: two entries that differ have different ones.
+    pub(crate) fn fields(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.key.name.len() + self.content.value_bytes() + 128);
+        self.put_fields(&mut out);
+        out
+    }
+
+    fn put_fields(&self, out: &mut Vec<u8>) {
         put_text(out, self.key.store.as_str());
         put_text(out, &self.key.name);
         put_version(out, &self.version);
         out.put_u32(self.prev);
         self.put_content(out);
+    }
+
+    /// Appends the entry's bytes: fields, then their checksum.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.put_fields(out);
         let sum = checksum(&out[start..]);
         out.put_slice(&sum);
     }

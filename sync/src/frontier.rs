@@ -177,6 +177,14 @@ impl Frontier {
         self.others(own, alive).is_some_and(|mut rows| rows.all(agrees))
     }
 
+    /// The members that keep this node from collecting: they said nothing yet, or last that they have something else of
+    /// origins that promise nothing, or know another roster.
+    pub(crate) fn apart(&self, own: &NodeName, rest: impl Fn(Stamp) -> u64) -> BTreeSet<NodeName> {
+        let agrees = |row: &Row| row.rest == rest(row.floor.max(self.floor));
+        let others = self.members.iter().flatten().filter(|member| *member != own);
+        others.filter(|member| !self.rows.get(*member).is_some_and(agrees)).cloned().collect()
+    }
+
     /// What the others of the roster said last, if they did.
     fn others<'a>(
         &'a self,
@@ -250,6 +258,8 @@ mod tests {
         // Who has other writes of a dead incarnation than we stops it.
         assert!(frontier.agrees(&own, |_| 0, &BTreeSet::new()));
         assert!(!frontier.agrees(&own, |_| 1, &BTreeSet::new()));
+        assert!(frontier.apart(&own, |_| 0).is_empty());
+        assert_eq!(frontier.apart(&own, |_| 1).len(), 2);
         frontier.set_members(["a", "b"].iter().map(|node| node.parse().unwrap()).collect());
         update(&mut frontier);
         assert_eq!(frontier.get(&own, &BTreeSet::new()), Some(Stamp::at_ms(300)));

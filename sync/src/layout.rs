@@ -6,7 +6,9 @@
 //! | index | `o` node `0` incarnation seq | what a sketch needs, then the record's row |
 //! | end | `x` milliseconds node `0` incarnation seq | the record's row |
 //! | vector | `v` node `0` incarnation | how far the origin is complete |
-//! | fact | `m` name | layout, incarnation, place, clock, cut, floor, bootstrap |
+//! | warrant | `w` node `0` incarnation last seq | what is known of a signed run of writes |
+//! | key | `k` node `0` incarnation | the origin's public key, and what proves it |
+//! | fact | `m` name | layout, incarnation, signer, place, clock, cut, floor, bootstrap |
 //!
 //! Catch-up is a range scan of the index, collection one of the ends. Names hold no zero byte, so the zero ends them
 //! unambiguously.
@@ -16,13 +18,15 @@ use selvage_config::{NodeName, StoreName};
 use crate::entry::{Dot, Entry, Key, Origin};
 use crate::sketch::{Item, Span, item_of};
 
-/// The version of this layout. Version 1 had neither ends nor sketches.
-pub(crate) const VERSION: u64 = 2;
+/// The version of this layout. Version 1 had neither ends nor sketches, version 2 no warrants.
+pub(crate) const VERSION: u64 = 3;
 
 /// The prefix of all rows of the version vector.
 pub(crate) const VECTOR: &[u8] = b"v";
 /// This node's incarnation.
 pub(crate) const INCARNATION: &[u8] = b"mincarnation";
+/// The secret half of this incarnation's key.
+pub(crate) const SIGNER: &[u8] = b"msigner";
 /// Where the directory was when the incarnation began.
 pub(crate) const PLACE: &[u8] = b"mplace";
 /// The clock's high-water mark.
@@ -39,6 +43,10 @@ pub(crate) const BOOTSTRAP: &[u8] = b"mbootstrap";
 pub(crate) const RECORDS: &[u8] = b"d";
 /// The prefix of the whole index.
 pub(crate) const INDEX: &[u8] = b"o";
+/// The prefix of all warrants.
+pub(crate) const WARRANTS: &[u8] = b"w";
+/// The prefix of all keys of origins.
+pub(crate) const KEYS: &[u8] = b"k";
 /// The prefix of all ends.
 pub(crate) const ENDS: &[u8] = b"x";
 
@@ -119,6 +127,32 @@ pub(crate) fn index_seq(row: &[u8]) -> Option<u64> {
     number(row.get(row.len().checked_sub(NUMBER_BYTES)?..)?)
 }
 
+/// The row of the warrant whose run ends with this write.
+pub(crate) fn warrant(origin: &Origin, last: u64) -> Vec<u8> {
+    [warrants(origin).as_slice(), &last.to_be_bytes()].concat()
+}
+
+/// The prefix of the warrants of an origin.
+pub(crate) fn warrants(origin: &Origin) -> Vec<u8> {
+    origin_row(WARRANTS, origin)
+}
+
+/// The origin and the last number of a row of warrants.
+pub(crate) fn warrant_of(row: &[u8]) -> Option<(Origin, u64)> {
+    let origin = origin_of(row.get(..row.len().checked_sub(NUMBER_BYTES)?)?, WARRANTS)?;
+    Some((origin, index_seq(row)?))
+}
+
+/// The row of an origin's public key.
+pub(crate) fn public_key(origin: &Origin) -> Vec<u8> {
+    origin_row(KEYS, origin)
+}
+
+/// The origin of a row of keys.
+pub(crate) fn key_origin(row: &[u8]) -> Option<Origin> {
+    origin_of(row, KEYS)
+}
+
 pub(crate) fn vector(origin: &Origin) -> Vec<u8> {
     origin_row(VECTOR, origin)
 }
@@ -158,6 +192,10 @@ mod tests {
             assert_eq!(vector_origin(bad), None);
         }
         assert_eq!(index_seq(b"o"), None);
+        let at = Origin { node: "fra-1".parse().unwrap(), incarnation: 7 };
+        assert_eq!(warrant_of(&warrant(&at, 300)), Some((at.clone(), 300)));
+        assert_eq!(key_origin(&public_key(&at)), Some(at));
+        assert_eq!(warrant_of(b"w"), None);
         assert!(end_of(7) < end_of(300));
         assert_eq!(
             end_ms(&end(300, &Dot { origin: Origin { node: "a".parse().unwrap(), incarnation: 1 }, seq: 1 })),

@@ -17,6 +17,9 @@ pub mod vector;
 
 pub mod wire;
 
+pub mod trust;
+pub mod warrant;
+
 pub mod frontier;
 pub mod offset;
 pub mod sketch;
@@ -47,4 +50,5 @@ pub use roster::PeerAddr;
 pub use session::Token;
 pub use stamp::{Clock, Stamp};
 pub use store::{Identify, Kv, KvError, Listed, OpenError, Options, PeerStatus, Progress, Tls};
+pub use trust::Trust;
 pub use vector::VersionVector;

@@ -144,7 +144,7 @@ impl Link {
         identify: Identify,
         inputs: mpsc::Sender<Input>,
     ) -> Result<Self, LinkError> {
-        let Tls { server, client } = tls.ok_or(LinkError::NoIdentity { address })?;
+        let Tls { server, client, trust: _ } = tls.ok_or(LinkError::NoIdentity { address })?;
         let bind = |source| LinkError::Bind { address, source };
         let mut endpoint = Endpoint::server(server_config(&server)?, address).map_err(bind)?;
         endpoint.set_default_client_config(client_config(&client)?);

@@ -175,6 +175,8 @@ pub fn export(directory: &Path, out: impl Write, mut progress: impl FnMut(u64)) 
                 carried.bytes += (row.key.len() + nothing.len()) as u64;
                 writer.row(&row.key, &nothing)?;
             }
+            // Who signs with it is the directory's owner alone.
+            Ok(_) if row.key == layout::SIGNER => {}
             Ok(value) if row.key == layout::CUT => cut = Some(value),
             Ok(value) => {
                 carried.rows += 1;

@@ -20,6 +20,8 @@ pub(crate) enum Bug {
     Flush,
     /// Entries of any origin are taken from anybody.
     Forgery,
+    /// Entries that others wrote are taken without a proof of it.
+    Unsigned,
     /// An entry's life begins when it arrives.
     LifeFromArrival,
     /// A session's token is not waited for.

@@ -15,6 +15,7 @@ mod event;
 mod merge;
 mod peer;
 mod prove;
+mod warrants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use selvage_config::NodeName;
 
 use self::bootstrap::Bootstrap;
+use self::collect::Apart;
 use self::merge::Draft;
 use crate::engine::{Batch, Engine, EngineError};
 use crate::entry::{CONTEXT_MAX, Content, Dot, Entry, Key, Origin, Version};
@@ -32,7 +34,9 @@ use crate::planted::{self, Bug};
 use crate::session::Token;
 use crate::sketch::Sketches;
 use crate::stamp::{Clock, Stamp};
+use crate::trust::{Keyring, PublicKey, Signer, Voucher};
 use crate::vector::VersionVector;
+use crate::warrant::Warrant;
 use crate::wire::{self, Message, Reach, Reason};
 
 pub use event::{Action, Counts, Event, Notice, Write, WriteError, Written};
@@ -86,6 +90,22 @@ pub struct Replica {
     was_level: bool,
     /// Local writes that are not pushed yet.
     outbox: Vec<Entry>,
+    /// How many of them are signed, and by what.
+    signed: usize,
+    fresh: Vec<Warrant>,
+    keyring: Keyring,
+    signer: Signer,
+    /// Keys of origins that were proved here once.
+    keys: BTreeMap<Origin, PublicKey>,
+    /// The mark of the identity that vouched for this node's own ones.
+    vouched_as: u64,
+    /// The last row of warrants that was looked at, and how many were stored since.
+    swept: Vec<u8>,
+    stored: usize,
+    /// Members that keep this node from collecting.
+    apart: BTreeMap<NodeName, Apart>,
+    /// Peers that passed on a forged write, and at which tick the last one.
+    forgers: BTreeMap<NodeName, u64>,
     peers: BTreeMap<NodeName, Peer>,
     limits: Limits,
     counts: Counts,
@@ -93,14 +113,14 @@ pub struct Replica {
 
 impl Replica {
     /// The replica of `node` as the engine has it. In an empty engine, or in one that was begun at another `place`
-    /// (it is a copy then), or that can't tell how far it has written, it begins a new incarnation, which `salt` tells
-    /// apart from one begun in the same millisecond.
+    /// (it is a copy then), or that can't tell how far it has written, it begins a new incarnation, which the keyring's
+    /// chance tells apart from one begun in the same millisecond.
     pub fn open(
         engine: Arc<dyn Engine>,
         node: NodeName,
         place: &[u8],
         now_ms: u64,
-        salt: u16,
+        keyring: Keyring,
     ) -> Result<Self, EngineError> {
         let vector = stored_vector(engine.as_ref())?;
         let stored = stored_incarnation(engine.as_ref(), &node, place)?;
@@ -109,17 +129,21 @@ impl Replica {
         if !is_new && found != Some(layout::VERSION) {
             return Err(EngineError::new("open", LayoutError { found: found.unwrap_or(1) }));
         }
-        let incarnation = match stored {
-            Stored::GoOn(incarnation) => incarnation,
+        let origin = match stored {
+            Stored::GoOn(incarnation) => Origin { node, incarnation },
             Stored::After(last) => {
+                let salt = u16::from_be_bytes([keyring.chance[0], keyring.chance[1]]);
                 let incarnation = (Stamp::at_ms(now_ms).0 | u64::from(salt)).max(last.saturating_add(1));
-                begin(engine.as_ref(), &node, place, incarnation)?
+                begin(engine.as_ref(), Origin { node, incarnation }, place, &keyring)?
             }
         };
+        let signer = stored_signer(engine.as_ref())?.expect("who goes on has one, and who begins has made one");
+        let mut keys = warrants::stored_keys(engine.as_ref())?;
+        keys.insert(origin.clone(), signer.public());
         let stamp = |row| Ok::<_, EngineError>(Stamp(fact(engine.as_ref(), row)?.unwrap_or(0)));
         let empty = engine.scan(layout::INDEX, layout::INDEX, 1)?.is_empty();
-        Ok(Self {
-            origin: Origin { node, incarnation },
+        let mut replica = Self {
+            origin,
             clock: Clock::resume(stamp(layout::CLOCK)?),
             offsets: Offsets::default(),
             frontier: Frontier::resume(stamp(layout::CUT)?, stamp(layout::FLOOR)?),
@@ -135,11 +159,25 @@ impl Replica {
             ticks: 0,
             was_level: false,
             outbox: Vec::new(),
+            signed: 0,
+            fresh: Vec::new(),
+            keyring,
+            signer,
+            keys,
+            vouched_as: 0,
+            swept: Vec::new(),
+            stored: 0,
+            apart: BTreeMap::new(),
+            forgers: BTreeMap::new(),
             peers: BTreeMap::new(),
             limits: Limits::default(),
             counts: Counts::default(),
             engine,
-        })
+        };
+        replica.sign_rest()?;
+        let (vouchers, _) = replica.vouch(now_ms);
+        replica.engine.commit(vouchers)?;
+        Ok(replica)
     }
 
     /// Takes one event, returns what to do. Any order of events may be replayed in a test. After an error nothing
@@ -147,7 +185,7 @@ impl Replica {
     pub fn handle(&mut self, now_ms: u64, event: Event) -> Result<Vec<Action>, EngineError> {
         match event {
             Event::Write { ticket, key, write } => self.write(now_ms, ticket, key, write),
-            Event::Connected { peer, session } => Ok(self.connected(now_ms, peer, session)),
+            Event::Connected { peer, session } => self.connected(now_ms, peer, session),
             Event::Disconnected { peer, session } => {
                 if self.session(&peer, session).is_some() {
                     self.gone(&peer);
@@ -184,11 +222,14 @@ impl Replica {
     /// their catch-up. The caller does this when it has handled all events that wait, so that these share a frame.
     pub fn push(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
-        let entries = std::mem::take(&mut self.outbox);
+        let (entries, warrants) = (std::mem::take(&mut self.outbox), std::mem::take(&mut self.fresh));
+        debug_assert_eq!(self.signed, entries.len(), "what is pushed was signed before");
+        self.signed = 0;
         if entries.is_empty() || !self.peers.values().any(Peer::is_live) {
             return actions;
         }
-        let message = Message::Batch { reason: Reason::Push, cut: self.frontier.cut(), entries, complete: None };
+        let cut = self.frontier.cut();
+        let message = Message::Batch { reason: Reason::Push, cut, entries, warrants, complete: None };
         let frame = wire::encode(&message);
         for (name, peer) in &mut self.peers {
             if !peer.is_live() {
@@ -273,6 +314,11 @@ impl Replica {
     /// must not keep all others waiting for ever, so it is enough to have tried for a while.
     pub fn is_caught_up(&self) -> bool {
         self.bootstrap.is_none() && (self.was_level || self.ticks > CATCH_UP_TICKS_MAX)
+    }
+
+    /// Members that keep this node from collecting, and since when, milliseconds since the Unix epoch.
+    pub fn apart(&self) -> BTreeMap<NodeName, u64> {
+        self.apart.iter().map(|(node, apart)| (node.clone(), apart.since_ms)).collect()
     }
 
     /// How the links stand, by peer.
@@ -361,11 +407,11 @@ impl Replica {
         Ok(actions)
     }
 
-    fn connected(&mut self, now_ms: u64, name: NodeName, session: u64) -> Vec<Action> {
+    fn connected(&mut self, now_ms: u64, name: NodeName, session: u64) -> Result<Vec<Action>, EngineError> {
         self.gone(&name);
         // What it brings is in no promise that this roster's frontier counts on (sync.md, Collection).
         if !self.frontier.admits(&name) {
-            return vec![Action::Close { peer: name, session, why: NOT_IN_ROSTER }];
+            return Ok(vec![Action::Close { peer: name, session, why: NOT_IN_ROSTER }]);
         }
         let mut peer = Peer::new(session, now_ms);
         let hello = Message::Hello {
@@ -375,9 +421,11 @@ impl Replica {
             reach: self.reach(),
         };
         peer.announced = self.vector.clone();
-        let action = peer.send(&name, wire::encode(&hello));
-        self.peers.insert(name, peer);
-        vec![action]
+        let mut actions = vec![peer.send(&name, wire::encode(&hello))];
+        self.peers.insert(name.clone(), peer);
+        // Its writes may come at any time from now on.
+        self.introduce(&name, [self.origin.clone()], &mut actions)?;
+        Ok(actions)
     }
 
     fn tick(&mut self, now_ms: u64) -> Result<Vec<Action>, EngineError> {
@@ -396,6 +444,7 @@ impl Replica {
         // same reason one tick makes one change.
         let mut actions = Vec::new();
         self.sketch_more()?;
+        let swept = self.sweep()?;
         let names: Vec<NodeName> = self.peers.keys().cloned().collect();
         actions.extend(self.wait_for_source());
         for name in &names {
@@ -411,6 +460,10 @@ impl Replica {
         let promised = self.ticks.is_multiple_of(self.limits.promise_ticks);
         if promised {
             self.promise(now_ms, &mut actions)?;
+        }
+        self.vouch_again(now_ms, &mut actions);
+        if !swept.is_empty() {
+            actions.push(Action::Commit(swept));
         }
         let all_rows = self.ticks.is_multiple_of(self.limits.rows_ticks);
         for name in &names {
@@ -475,7 +528,9 @@ fn stored_incarnation(engine: &dyn Engine, node: &NodeName, place: &[u8]) -> Res
         return Ok(Stored::After(incarnation));
     }
     let origin = Origin { node: node.clone(), incarnation };
-    let Some(written) = fact(engine, &layout::vector(&origin))? else { return Ok(Stored::After(incarnation)) };
+    let signs = stored_signer(engine)?.is_some();
+    let written = fact(engine, &layout::vector(&origin))?.filter(|_| signs);
+    let Some(written) = written else { return Ok(Stored::After(incarnation)) };
     let beyond = layout::index(&Dot { origin: origin.clone(), seq: written.saturating_add(1) });
     let known = engine.scan(&layout::indices(&origin), &beyond, 1)?.is_empty();
     Ok(if known { Stored::GoOn(incarnation) } else { Stored::After(incarnation) })
@@ -493,16 +548,28 @@ struct LayoutError {
 }
 
 /// Begins an incarnation, on disk before it is used.
-fn begin(engine: &dyn Engine, node: &NodeName, place: &[u8], incarnation: u64) -> Result<u64, EngineError> {
+fn begin(engine: &dyn Engine, origin: Origin, place: &[u8], keyring: &Keyring) -> Result<Origin, EngineError> {
     let mut batch = Batch::default();
+    let seed = keyring.seed(&origin);
+    batch.put(layout::SIGNER.to_vec(), seed.to_vec());
+    if let Some(signer) = Signer::of(&seed) {
+        warrants::put_key(&mut batch, &Voucher::bare(&origin, signer.public()));
+    }
     batch.put(layout::LAYOUT.to_vec(), layout::VERSION.to_be_bytes().to_vec());
-    batch.put(layout::INCARNATION.to_vec(), incarnation.to_be_bytes().to_vec());
+    batch.put(layout::INCARNATION.to_vec(), origin.incarnation.to_be_bytes().to_vec());
     batch.put(layout::PLACE.to_vec(), place.to_vec());
-    let origin = Origin { node: node.clone(), incarnation };
     batch.put(layout::vector(&origin), 0_u64.to_be_bytes().to_vec());
-    engine.apply(batch)?;
-    engine.flush()?;
-    Ok(incarnation)
+    engine.commit(batch)?;
+    Ok(origin)
+}
+
+/// What this incarnation signs with; none if it can't be read.
+fn stored_signer(engine: &dyn Engine) -> Result<Option<Signer>, EngineError> {
+    match engine.get(layout::SIGNER) {
+        Ok(seed) => Ok(seed.and_then(|seed| Signer::of(&seed))),
+        Err(error) if error.is_corrupt() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn stored_vector(engine: &dyn Engine) -> Result<VersionVector, EngineError> {

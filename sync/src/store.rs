@@ -30,6 +30,7 @@ use crate::record::Record;
 use crate::replica::{Counts, Replica, TICK_MS};
 use crate::roster::PeerAddr;
 use crate::session::Token;
+use crate::trust::{Keyring, Nobody, Trust};
 
 pub use crate::commit::now_ms;
 use chunks::Manifest;
@@ -75,6 +76,8 @@ pub struct Tls {
     pub server: Arc<rustls::ServerConfig>,
     /// For connecting to peers. It must show a certificate.
     pub client: Arc<rustls::ClientConfig>,
+    /// The same identity, for what is passed on without a link to it.
+    pub trust: Arc<dyn Trust>,
 }
 
 /// Maps a peer's certificate, whose chain was verified, to the node it stands for.
@@ -192,6 +195,9 @@ pub struct PeerStatus {
     pub heard_ms: Option<u64>,
     /// How far its clock is ahead of this node's, milliseconds, if that is known.
     pub ahead_ms: Option<i64>,
+    /// Since when it keeps this node from collecting, milliseconds since the Unix epoch; none: it does not. It has something
+    /// else of what no promise covers, knows another roster, or has said nothing.
+    pub apart_since_ms: Option<u64>,
 }
 
 /// How it stands with this node.
@@ -255,12 +261,15 @@ impl Kv {
         let (own, replica_node) = (node.clone(), node.clone());
         let discarded = directory.join("discarded");
         let settings = Settings::from(&kept);
+        let nobody = || Arc::new(Nobody) as Arc<dyn Trust>;
+        let trust = tls.as_ref().map_or_else(nobody, |tls| Arc::clone(&tls.trust));
         let opened = tokio::task::spawn_blocking(move || {
             let failed = |source| OpenError::Engine { directory: directory.clone(), source };
             let vault = Arc::new(Vault::open(&directory, settings).map_err(failed)?);
             let engine = Arc::clone(&vault) as Arc<dyn Engine>;
             let place = place::of(&directory).map_err(|source| failed(EngineError::new("open", source)))?;
-            let replica = Replica::open(Arc::clone(&engine), replica_node, &place, now_ms(), rand::random());
+            let keyring = Keyring { trust, chance: rand::random() };
+            let replica = Replica::open(Arc::clone(&engine), replica_node, &place, now_ms(), keyring);
             Ok::<_, OpenError>((vault, replica.map_err(failed)?))
         });
         let (vault, replica) = opened.await.map_err(|error| OpenError::Thread(std::io::Error::other(error)))??;
@@ -391,10 +400,13 @@ impl Kv {
     /// How it stands with every peer of the roster.
     pub fn status(&self) -> Vec<PeerStatus> {
         let Some(link) = &self.shared.link else { return Vec::new() };
-        let health = self.shared.state.read().unwrap_or_else(PoisonError::into_inner).peers.clone();
+        let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
+        let (health, apart) = (state.peers.clone(), state.apart.clone());
+        drop(state);
         let status = |peer: PeerAddr| {
             let known = health.iter().find(|known| known.node == peer.node);
             PeerStatus {
+                apart_since_ms: apart.get(&peer.node).copied(),
                 node: peer.node,
                 region: peer.region,
                 connected: known.is_some(),

@@ -20,7 +20,9 @@ use crate::frontier::{ROWS_MAX, Row};
 use crate::offset::Ping;
 use crate::sketch::{Cell, Digest, Item, SHARDS, Span};
 use crate::stamp::Stamp;
+use crate::trust::{VOUCHER_PROOF_BYTES_MAX, Voucher};
 use crate::vector::{ORIGINS_MAX, VersionVector};
+use crate::warrant::Warrant;
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"selvage-kv/1";
@@ -41,14 +43,19 @@ pub const LENGTH_BYTES: usize = 4;
 /// Keys that are asked for in one frame, at most.
 const KEYS_MAX: usize = 1024;
 
+/// Vouchers in one frame, at most.
+pub(crate) const VOUCHERS_MAX: usize = 256;
+
 /// Groups of cells in one frame, at most.
 const GROUPS_MAX: usize = SHARDS + proof::SPANS_MAX;
 
 /// Longest row key of a snapshot's place, bytes.
 const PLACE_BYTES_MAX: usize = 2 * KEY_BYTES_MAX;
 
-// A batch holds no more than this, so whatever we send fits a frame.
-const _: () = assert!(BATCH_BYTES + VALUE_BYTES_MAX + ENTRY_OVERHEAD_BYTES_MAX + VECTOR_BYTES_MAX < FRAME_BYTES_MAX);
+// A batch holds no more than this, so whatever we send fits a frame. A warrant takes less than what an entry counts.
+const _: () =
+    assert!(2 * BATCH_BYTES + VALUE_BYTES_MAX + ENTRY_OVERHEAD_BYTES_MAX + VECTOR_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(VOUCHERS_MAX * (VOUCHER_PROOF_BYTES_MAX + 256) < FRAME_BYTES_MAX);
 const VECTOR_BYTES_MAX: usize = ORIGINS_MAX * (2 + selvage_config::id::NAME_BYTES_MAX + 16) + 8;
 
 const TYPE_HELLO: u8 = 1;
@@ -60,6 +67,7 @@ const TYPE_PROVE: u8 = 6;
 const TYPE_SYMBOLS: u8 = 7;
 const TYPE_MORE: u8 = 8;
 const TYPE_WANT: u8 = 9;
+const TYPE_VOUCH: u8 = 10;
 /// Types from here on must be understood: a peer that does not know one closes.
 const TYPE_CRITICAL: u8 = 0x80;
 
@@ -145,6 +153,8 @@ pub enum Message {
         cut: Stamp,
         /// The entries.
         entries: Vec<Entry>,
+        /// What proves that their origins wrote them.
+        warrants: Vec<Warrant>,
         /// At the end of a catch-up: with what came before, the receiver now has all of this.
         complete: Option<VersionVector>,
     },
@@ -172,6 +182,8 @@ pub enum Message {
         vector: VersionVector,
         /// All entries between the last place and this one.
         entries: Vec<Entry>,
+        /// What proves that their origins wrote them.
+        warrants: Vec<Warrant>,
         /// This place; none at the end.
         upto: Option<Bytes>,
     },
@@ -195,6 +207,8 @@ pub enum Message {
         /// By key.
         keys: Vec<Key>,
     },
+    /// Keys of origins whose entries follow.
+    Vouch(Vec<Voucher>),
 }
 
 /// A frame that is none of ours.
@@ -236,7 +250,7 @@ pub fn encode(message: &Message) -> Bytes {
             put_vector(&mut out, vector);
             put_reach(&mut out, *reach);
         }
-        Message::Batch { reason, cut, entries, complete } => {
+        Message::Batch { reason, cut, entries, warrants, complete } => {
             out.put_u8(TYPE_BATCH);
             out.put_u8(match reason {
                 Reason::Push => 0,
@@ -245,7 +259,7 @@ pub fn encode(message: &Message) -> Bytes {
             });
             out.put_u64(cut.0);
             put_option(&mut out, complete.as_ref(), put_vector);
-            entries::put(&mut out, entries);
+            entries::put(&mut out, entries, warrants);
         }
         Message::Announce { changed, reach, ping, rows } => {
             out.put_u8(TYPE_ANNOUNCE);
@@ -258,12 +272,12 @@ pub fn encode(message: &Message) -> Bytes {
             out.put_u8(TYPE_ASK);
             put_bytes(&mut out, after);
         }
-        Message::Snapshot { reach, vector, entries, upto } => {
+        Message::Snapshot { reach, vector, entries, warrants, upto } => {
             out.put_u8(TYPE_SNAPSHOT);
             put_reach(&mut out, *reach);
             put_vector(&mut out, vector);
             put_option(&mut out, upto.as_ref(), |out, place| put_bytes(out, place));
-            entries::put(&mut out, entries);
+            entries::put(&mut out, entries, warrants);
         }
         Message::Prove { digests, spans, floor } => {
             out.put_u8(TYPE_PROVE);
@@ -296,6 +310,14 @@ pub fn encode(message: &Message) -> Bytes {
                 put_bytes(&mut out, key.name.as_bytes());
             }
         }
+        Message::Vouch(vouchers) => {
+            out.put_u8(TYPE_VOUCH);
+            put_number(&mut out, vouchers.len().min(VOUCHERS_MAX) as u64);
+            for voucher in vouchers.iter().take(VOUCHERS_MAX) {
+                put_origin(&mut out, &voucher.origin);
+                voucher.encode(&mut out);
+            }
+        }
     }
     patch_length(&mut out, 0);
     out.into()
@@ -326,7 +348,8 @@ pub fn decode(body: Bytes) -> Result<Option<Message>, WireError> {
             };
             let cut = Stamp(fields.u64()?);
             let complete = option(&mut fields, vector)?;
-            Message::Batch { reason, cut, entries: entries::get(&mut fields)?, complete }
+            let (entries, warrants) = entries::get(&mut fields)?;
+            Message::Batch { reason, cut, entries, warrants, complete }
         }
         TYPE_ANNOUNCE => {
             let (changed, reach) = (vector(&mut fields)?, reach(&mut fields)?);
@@ -338,7 +361,8 @@ pub fn decode(body: Bytes) -> Result<Option<Message>, WireError> {
         TYPE_SNAPSHOT => {
             let (reach, vector) = (reach(&mut fields)?, vector(&mut fields)?);
             let upto = option(&mut fields, place)?;
-            Message::Snapshot { reach, vector, upto, entries: entries::get(&mut fields)? }
+            let (entries, warrants) = entries::get(&mut fields)?;
+            Message::Snapshot { reach, vector, entries, warrants, upto }
         }
         TYPE_PROVE => {
             let floor = Stamp(fields.u64()?);
@@ -365,6 +389,14 @@ pub fn decode(body: Bytes) -> Result<Option<Message>, WireError> {
                 keys.push(key(&mut fields)?);
             }
             Message::Want { items, keys }
+        }
+        TYPE_VOUCH => {
+            let mut vouchers = Vec::new();
+            for _ in 0..length(&mut fields, VOUCHERS_MAX, "vouchers")? {
+                let origin = fields.origin()?;
+                vouchers.push(Voucher::decode(origin, &mut fields)?);
+            }
+            Message::Vouch(vouchers)
         }
         kind if kind >= TYPE_CRITICAL => return Err(WireError::Critical(kind)),
         _ => return Ok(None),

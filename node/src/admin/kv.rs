@@ -71,6 +71,7 @@ struct Peer {
     lag: Option<u64>,
     heard_ms: Option<u64>,
     ahead_ms: Option<i64>,
+    apart_since_ms: Option<u64>,
 }
 
 /// Whether the node shall be without its peers.
@@ -184,6 +185,7 @@ pub(super) async fn peers(kv: &Kv, rest: &str, request: Request<Incoming>) -> An
                 lag: peer.lag,
                 heard_ms: peer.heard_ms,
                 ahead_ms: peer.ahead_ms,
+                apart_since_ms: peer.apart_since_ms,
             };
             json(StatusCode::OK, &kv.status().into_iter().map(peer).collect::<Vec<_>>())
         }

@@ -5,6 +5,7 @@
 //! be in time. Every handshake from the next look on shows the new one, and is judged by the authorities that the
 //! fleet has then; no connection is disturbed.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,7 +20,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use selvage_certs::{
-    Anchors, AuthorityError, Enrolment, FileError, Identity, IdentityError, TlsError, chain_pem, peer_role,
+    Anchors, AuthorityError, Enrolment, FileError, Identity, IdentityError, Role, TlsError, chain_pem, peer_role,
     roots_from_pem, roots_of, was_vouched_for,
 };
 use selvage_config::join::{
@@ -29,6 +30,7 @@ use selvage_config::join::{
 use selvage_config::node::{ControlPlaneAddress, IdentityFiles};
 use selvage_config::plan::{NODES_PATH, Plan};
 use selvage_config::{Digest, NodeName, Region};
+use selvage_sync::Trust;
 use tokio::sync::watch;
 
 use super::StartError;
@@ -76,6 +78,25 @@ impl ResolvesClientCert for Shown {
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.key())
+    }
+}
+
+/// What a node says of its keys, it says as who it is then; of others it believes what the authorities of now vouch for.
+impl Trust for Fleet {
+    fn prove(&self, statement: &[u8]) -> Option<Vec<u8>> {
+        self.shown.0.load().state(statement)
+    }
+
+    fn mark(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.shown.0.load().chain().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn is_proved(&self, node: &NodeName, statement: &[u8], at_ms: u64, proof: &[u8]) -> bool {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(at_ms);
+        let said = self.anchors.stated_by(statement, proof, at);
+        said.is_some_and(|role| matches!(role, Role::Node { node: said, .. } if said == *node))
     }
 }
 

@@ -17,6 +17,7 @@ use selvage_config::NodeName;
 use super::catch_up::size;
 use super::merge::Draft;
 use super::peer::{Snapshot, Stream};
+use super::warrants::Proved;
 use super::{Action, Notice, Replica};
 use crate::engine::{Batch, Engine, EngineError, Row};
 use crate::entry::{Base, Dot, Entry, Fields, Key, put_origin};
@@ -111,7 +112,9 @@ impl Sent {
                 *least = (*least).min(*floor);
             }
         }
-        Self { floor, dots: entries.iter().map(|entry| entry.version.dot.clone()).collect(), bare }
+        // A tombstone that is implied is not sent by itself.
+        let implied = entries.iter().filter_map(Entry::implied).map(|below| below.version.dot);
+        Self { floor, dots: entries.iter().map(|entry| entry.version.dot.clone()).chain(implied).collect(), bare }
     }
 
     /// Whether an entry lives, as far as the source can know: it has it, or the entry is newer than its floor and so is
@@ -156,7 +159,9 @@ impl Replica {
         }
         let floor = self.frontier.floor();
         let Some(bootstrap) = self.bootstrap.as_mut().filter(|bootstrap| bootstrap.from.is_none()) else { return };
-        if peer.reach.cut >= floor.max(peer.reach.floor) {
+        // One that passed on a forged write is asked again when others had their turn.
+        let forged = self.forgers.get(name).is_some_and(|at| self.ticks < at + self.limits.forger_ticks);
+        if peer.reach.cut >= floor.max(peer.reach.floor) && !forged {
             bootstrap.from = Some(name.clone());
             bootstrap.counted = false;
             bootstrap.silent_ticks = 0;
@@ -218,11 +223,14 @@ impl Replica {
             }
             let mut snapshot = std::mem::take(snapshot);
             let (entries, bytes, ended) = self.next_part(&mut snapshot.place)?;
+            let Proved { entries, warrants, lacking } = self.attest(entries)?;
+            self.heal_lacking(&lacking, actions);
+            self.introduce(name, entries.iter().map(|entry| entry.version.dot.origin.clone()), actions)?;
             let peer = self.peers.get_mut(name).expect("looked up above");
             snapshot.allowance = snapshot.allowance.saturating_sub(bytes);
             let upto = (!ended).then(|| Bytes::copy_from_slice(&snapshot.place));
             let (reach, vector) = (snapshot.reach, snapshot.vector.clone());
-            let frame = wire::encode(&Message::Snapshot { reach, vector, entries, upto });
+            let frame = wire::encode(&Message::Snapshot { reach, vector, entries, warrants, upto });
             actions.push(peer.send(name, frame));
             if ended {
                 // What came while it was sent follows once it said what it has: the first parts may be of another source.
@@ -263,9 +271,8 @@ impl Replica {
         &mut self,
         now_ms: u64,
         name: &NodeName,
-        reach: Reach,
-        vector: &VersionVector,
-        entries: Vec<Entry>,
+        (reach, vector): (Reach, &VersionVector),
+        (entries, proved): (Vec<Entry>, Batch),
         upto: Option<Bytes>,
     ) -> Result<Vec<Action>, EngineError> {
         let fleet_ms = self.offsets.correct(now_ms);
@@ -284,7 +291,7 @@ impl Replica {
         bootstrap.silent_ticks = 0;
         let sent = Sent::of(&entries, floor);
         // What is given up goes first: it may have superseded here what lives at the source.
-        let mut draft = Draft::default();
+        let mut draft = Draft::of(proved);
         let dropped = self.drop_between(&mut draft, &bootstrap.place, upto.as_deref(), &sent, vector)?;
         // What is not here is covered by no vector (sync.md invariant K4). Of the own origin a vector covers all, so that
         // becomes an earlier one: of its writes the peers send what they have.

@@ -10,6 +10,7 @@ use selvage_config::NodeName;
 
 use super::merge::Draft;
 use super::peer::{CatchUp, Stream};
+use super::warrants::{Proved, put_key};
 use super::{Action, Notice, Replica};
 use crate::engine::{Batch, Corrupt, EngineError};
 use crate::entry::{Dot, Entry, Origin};
@@ -17,7 +18,9 @@ use crate::layout;
 use crate::planted::{self, Bug};
 use crate::read::{self, ReadError};
 use crate::stamp::Stamp;
+use crate::trust::{Signer, Voucher};
 use crate::vector::VersionVector;
+use crate::warrant::Warrant;
 use crate::wire::{self, Message, Reason};
 
 /// Rows of the index read at once.
@@ -43,17 +46,25 @@ impl Replica {
             }
             let Stream::CatchUp(catch_up) = &mut peer.stream else { return Ok(()) };
             let mut catch_up = std::mem::take(catch_up);
-            let (entries, complete) = self.next_batch(&mut catch_up)?;
+            let (entries, ended) = self.next_batch(&mut catch_up)?;
+            let Proved { entries, warrants, lacking } = self.attest(entries)?;
+            for Dot { origin, seq } in lacking.iter().map(|entry| entry.version.dot.clone()) {
+                let cap = catch_up.caps.entry(origin).or_insert(seq - 1);
+                *cap = (*cap).min(seq - 1);
+            }
+            self.heal_lacking(&lacking, actions);
+            let complete = ended.then(|| self.claim_of(&catch_up));
+            self.introduce(name, entries.iter().map(|entry| entry.version.dot.origin.clone()), actions)?;
             let peer = self.peers.get_mut(name).expect("looked up above");
             peer.stream = if complete.is_some() { Stream::Live } else { Stream::CatchUp(catch_up) };
             let cut = self.frontier.cut();
-            let frame = wire::encode(&Message::Batch { reason: Reason::CatchUp, cut, entries, complete });
+            let frame = wire::encode(&Message::Batch { reason: Reason::CatchUp, cut, entries, warrants, complete });
             actions.push(peer.send(name, frame));
         }
     }
 
-    /// The next entries, and at the end the claim.
-    fn next_batch(&self, catch_up: &mut CatchUp) -> Result<(Vec<Entry>, Option<VersionVector>), EngineError> {
+    /// The next entries, and whether these are the last.
+    fn next_batch(&self, catch_up: &mut CatchUp) -> Result<(Vec<Entry>, bool), EngineError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
         for origin in &self.origins {
@@ -81,7 +92,7 @@ impl Replica {
                     after = seq;
                     if bytes >= self.limits.batch_bytes || entries.len() >= self.limits.batch_entries {
                         catch_up.cursors.insert(origin.clone(), after);
-                        return Ok((entries, None));
+                        return Ok((entries, false));
                     }
                 }
                 catch_up.cursors.insert(origin.clone(), after);
@@ -90,11 +101,16 @@ impl Replica {
                 }
             }
         }
+        Ok((entries, true))
+    }
+
+    /// What a peer has at the end of a catch-up.
+    fn claim_of(&self, catch_up: &CatchUp) -> VersionVector {
         let mut claim = self.vector.clone();
         for (origin, cap) in &catch_up.caps {
             claim.cap(origin, *cap);
         }
-        Ok((entries, Some(claim)))
+        claim
     }
 
     fn find(&self, row: &[u8], dot: &Dot) -> Result<Found, EngineError> {
@@ -145,15 +161,19 @@ impl Replica {
                 self.release(name);
                 self.pump(name, &mut actions)?;
             }
-            (Message::Batch { reason, cut, entries, complete }, true) => {
-                return self.batch(now_ms, name, reason, cut, entries, complete);
+            (Message::Batch { reason, cut, entries, warrants, complete }, true) => {
+                return self.batch(now_ms, name, (reason, cut), (entries, warrants), complete);
             }
+            (Message::Vouch(vouchers), true) => return self.vouched(vouchers),
             (Message::Ask { after }, true) => {
                 self.asked(name, &after);
                 self.pump(name, &mut actions)?;
             }
-            (Message::Snapshot { reach, vector, entries, upto }, true) => {
-                return self.snapshot(now_ms, name, reach, &vector, entries, upto);
+            (Message::Snapshot { reach, vector, mut entries, warrants, upto }, true) => {
+                let Some(proved) = self.proved(name, &mut entries, &warrants, &mut actions)? else {
+                    return Ok(actions);
+                };
+                actions.extend(self.snapshot(now_ms, name, (reach, &vector), (entries, proved), upto)?);
             }
             (Message::Prove { digests, spans, floor }, true) => {
                 self.compare(name, &digests, &spans, floor, &mut actions)
@@ -182,9 +202,8 @@ impl Replica {
         &mut self,
         now_ms: u64,
         name: &NodeName,
-        reason: Reason,
-        cut: Stamp,
-        entries: Vec<Entry>,
+        (reason, cut): (Reason, Stamp),
+        (mut entries, warrants): (Vec<Entry>, Vec<Warrant>),
         complete: Option<VersionVector>,
     ) -> Result<Vec<Action>, EngineError> {
         let foreign = |entry: &Entry| entry.version.dot.origin.node != *name;
@@ -192,12 +211,13 @@ impl Replica {
             return Ok(self.close(name, "it pushed a write of another node as its own"));
         }
         let mut actions = Vec::new();
+        let Some(proved) = self.proved(name, &mut entries, &warrants, &mut actions)? else { return Ok(actions) };
         let written = self.vector.get(&self.origin);
         if entries.iter().map(|entry| &entry.version.dot).any(|dot| dot.origin == self.origin && dot.seq > written) {
             self.renew(now_ms, name, &mut actions);
         }
         let (mut draft, lifted, refused) =
-            self.take(now_ms, name, cut, entries, reason == Reason::Push, Draft::default())?;
+            self.take(now_ms, name, cut, entries, reason == Reason::Push, Draft::of(proved))?;
         let mut lifted = lifted;
         let peer = self.peers.get_mut(name).expect("the caller looked it up");
         peer.refused |= refused;
@@ -304,14 +324,24 @@ impl Replica {
     /// written again.
     pub(super) fn renew(&mut self, now_ms: u64, name: &NodeName, actions: &mut Vec<Action>) {
         let old = self.origin.clone();
+        actions.extend(self.sign());
         self.vector.cap(&old, 0);
         self.outbox.clear();
+        self.fresh.clear();
+        self.signed = 0;
         self.recent.cap(&old, 0);
         self.settled.cap(&old, 0);
         self.peers.values_mut().for_each(|peer| peer.refused = true);
         self.origin.incarnation = Stamp::at_ms(now_ms).0.max(old.incarnation.saturating_add(1));
         let incarnation = self.origin.incarnation;
         let mut batch = Batch::default();
+        let seed = self.keyring.seed(&self.origin);
+        self.signer = Signer::of(&seed).expect("a seed is of any 32 bytes");
+        let key = self.signer.public();
+        self.keys.insert(self.origin.clone(), key);
+        let given = Voucher::give(self.keyring.trust.as_ref(), &self.origin, key, now_ms);
+        put_key(&mut batch, given.as_ref().unwrap_or(&Voucher::bare(&self.origin, key)));
+        batch.put(layout::SIGNER.to_vec(), seed.to_vec());
         batch.put(layout::INCARNATION.to_vec(), incarnation.to_be_bytes().to_vec());
         batch.put(layout::vector(&old), 0_u64.to_be_bytes().to_vec());
         batch.put(layout::vector(&self.origin), 0_u64.to_be_bytes().to_vec());
@@ -319,6 +349,7 @@ impl Replica {
         actions.push(Action::Notify(Notice::Rewound { peer: name.clone(), incarnation }));
         // Nobody shall know the new incarnation before it is on disk.
         actions.push(Action::Flush);
+        self.tell_keys(given.as_slice(), actions);
         let names: Vec<NodeName> = self.peers.keys().cloned().collect();
         for name in names {
             self.announce(now_ms, &name, true, false, actions);

@@ -17,6 +17,16 @@ use crate::stamp::Stamp;
 /// Ends that are looked at in one tick, at most.
 const ENDS_MAX: usize = 1024;
 
+/// How long a node may keep this one from collecting before that is told, milliseconds: a catch-up is over by then.
+const APART_MS_MAX: u64 = 300_000;
+
+/// A node that keeps this one from collecting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Apart {
+    pub(super) since_ms: u64,
+    told: bool,
+}
+
 /// Writes beyond a gap of origins that promise nothing that are told apart, at most.
 const BEYOND_ROWS: usize = 1024;
 
@@ -39,7 +49,9 @@ impl Replica {
         let promise = self.clock.promise(now_ms.min(fleet_ms));
         self.frontier.update(&self.origin.node, promise, &self.vector);
         let (beyond, floor) = (self.beyond_gaps()?, self.frontier.floor());
-        let rest = self.frontier.rest(&self.origin, &self.vector, &beyond, floor);
+        let rest = |floor| self.frontier.rest(&self.origin, &self.vector, &beyond, floor);
+        let (apart, rest) = (self.frontier.apart(&self.origin.node, rest), rest(floor));
+        self.note_apart(now_ms, &apart, actions);
         self.frontier.learn(Said {
             origin: self.origin.clone(),
             promise,
@@ -56,6 +68,18 @@ impl Replica {
         actions.push(Action::Commit(batch));
         actions.push(Action::Flush);
         Ok(())
+    }
+
+    /// Remembers since when nodes keep this one from collecting, and tells of each once when it has been long.
+    fn note_apart(&mut self, now_ms: u64, apart: &BTreeSet<NodeName>, actions: &mut Vec<Action>) {
+        self.apart.retain(|node, _| apart.contains(node));
+        for node in apart {
+            let known = self.apart.entry(node.clone()).or_insert(Apart { since_ms: now_ms, told: false });
+            if !known.told && now_ms.saturating_sub(known.since_ms) >= APART_MS_MAX {
+                known.told = true;
+                actions.push(Action::Notify(Notice::Apart { node: node.clone(), since_ms: known.since_ms }));
+            }
+        }
     }
 
     /// What is here beyond gaps of origins that promise nothing. Where that is more than can be looked at, a catch-up is

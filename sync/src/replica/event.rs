@@ -179,6 +179,22 @@ pub enum Notice {
         /// How many.
         entries: usize,
     },
+    /// Entries came that are not proved to be of their origins. They were not taken, and the link was ended unless their
+    /// sender may be honest.
+    Forged {
+        /// Who sent them.
+        peer: NodeName,
+        /// How many were in the frame.
+        entries: usize,
+    },
+    /// For long a node has had something else than this one of what no promise covers, or said nothing at all, so nothing is
+    /// collected here. It is told once.
+    Apart {
+        /// Which.
+        node: NodeName,
+        /// Since when, milliseconds since the Unix epoch.
+        since_ms: u64,
+    },
     /// A write reached nobody of the roster before all of it collected what is as old: it is given up.
     Discarded {
         /// The write.
@@ -214,6 +230,10 @@ pub struct Counts {
     pub future: u64,
     /// Entries refused for their age, and own writes given up.
     pub stale: u64,
+    /// Entries refused since nothing proves that their origins wrote them.
+    pub forged: u64,
+    /// Entries of past origins that were taken on a peer's word, since nobody can vouch for their keys any more.
+    pub hearsay: u64,
     /// Mortal entries that were collected.
     pub collected: u64,
     /// Old differences that proofs found.

@@ -26,6 +26,13 @@ pub(super) struct Draft {
     corrupt: BTreeSet<Key>,
 }
 
+impl Draft {
+    /// With what is to be stored anyway.
+    pub(super) fn of(batch: Batch) -> Self {
+        Self { batch, ..Self::default() }
+    }
+}
+
 impl Replica {
     /// Reads a key's record into the draft. Says whether it could be read: a corrupt record counts as empty, and
     /// what replaces it heals it.

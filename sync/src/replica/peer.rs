@@ -1,6 +1,6 @@
 //! What a replica knows of one connected peer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use selvage_config::NodeName;
@@ -52,6 +52,8 @@ pub(crate) struct Limits {
     pub(crate) future_entries: usize,
     /// Ticks without a part of a snapshot after which its source is asked again, or another.
     pub(crate) silent_ticks: u64,
+    /// Ticks in which a peer that passed on a forged write is not asked for a snapshot.
+    pub(crate) forger_ticks: u64,
     /// Ticks between two promises: each is one flush.
     pub(crate) promise_ticks: u64,
     /// Ticks between two times that promises of others are passed on.
@@ -74,6 +76,7 @@ impl Default for Limits {
             snapshot_writes: SNAPSHOT_WRITES,
             future_entries: FUTURE_ENTRIES,
             silent_ticks: 40,
+            forger_ticks: 2_400,
             promise_ticks: 20,
             rows_ticks: 60,
             prove_ticks: 120,
@@ -176,6 +179,8 @@ pub(super) struct Peer {
     /// We refused entries of the catch-up that it sends, or gave some up that it builds on, so its claim at the end won't
     /// be true.
     pub(super) refused: bool,
+    /// Origins whose keys it was sent.
+    pub(super) introduced: BTreeSet<Origin>,
     retry_at_ms: u64,
     retry_ms: u64,
 }
@@ -195,6 +200,7 @@ impl Peer {
             ping: None,
             ours: Vec::new(),
             refused: false,
+            introduced: BTreeSet::new(),
             retry_at_ms: 0,
             retry_ms: RETRY_MS_MIN,
         }

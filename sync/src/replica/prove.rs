@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use selvage_config::NodeName;
 
+use super::warrants::Proved;
 use super::{Action, Notice, Replica};
 use crate::engine::{Batch, EngineError};
 use crate::entry::{Dot, Entry, Key};
@@ -202,8 +203,7 @@ impl Replica {
         for item in items {
             entries.extend(self.find_item(*item)?);
         }
-        self.repair(name, entries, true, actions);
-        Ok(())
+        self.repair(name, entries, true, actions)
     }
 
     /// The answer to what was asked for came: what only we have, if it is still there, follows.
@@ -218,8 +218,7 @@ impl Replica {
             }
             entries.extend(found);
         }
-        self.repair(name, entries, false, actions);
-        Ok(())
+        self.repair(name, entries, false, actions)
     }
 
     /// An item whose entry was lost with a record that could not be read, and was not healed before the next write:
@@ -282,7 +281,13 @@ impl Replica {
     }
 
     /// Sends entries in frames that fit; an answer also if there are none.
-    fn repair(&mut self, name: &NodeName, entries: Vec<Entry>, answer: bool, actions: &mut Vec<Action>) {
+    fn repair(
+        &mut self,
+        name: &NodeName,
+        entries: Vec<Entry>,
+        answer: bool,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), EngineError> {
         let cut = self.frontier.cut();
         let mut batches = vec![Vec::new()];
         let mut bytes = 0;
@@ -300,8 +305,11 @@ impl Replica {
                 continue;
             }
             let reason = if answer && at == last { Reason::Repair } else { Reason::CatchUp };
-            self.say(name, &Message::Batch { reason, cut, entries, complete: None }, actions);
+            let Proved { entries, warrants, .. } = self.attest(entries)?;
+            self.introduce(name, entries.iter().map(|entry| entry.version.dot.origin.clone()), actions)?;
+            self.say(name, &Message::Batch { reason, cut, entries, warrants, complete: None }, actions);
         }
+        Ok(())
     }
 
     fn diverged(&mut self, name: &NodeName, entries: usize, actions: &mut Vec<Action>) {

@@ -1,9 +1,13 @@
+mod warrants;
+
 use bytes::Bytes;
 
+use self::warrants::{introduction, warrants};
 use super::*;
 use crate::engine::Memory;
 use crate::read::{self, ReadError};
 use crate::stamp::FUTURE_MS_MAX;
+use crate::trust::Named;
 use crate::wire::{LENGTH_BYTES, Part, Symbols, Versions};
 
 const NOW_MS: u64 = 1_000_000;
@@ -41,14 +45,30 @@ fn set(text: &str) -> Write {
     Write::Set { value: Bytes::copy_from_slice(text.as_bytes()), expires_ms: None }
 }
 
+/// What a node signs with and believes, in tests.
+fn keyring(node: &str, chance: u8) -> Keyring {
+    Keyring { trust: Arc::new(Named(name(node))), chance: [chance; 32] }
+}
+
 impl Node {
+    fn rows(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine) as Arc<dyn Engine>
+    }
+
     fn new(node: &str) -> Self {
         Self::on(node, Arc::default())
     }
 
     fn on(node: &str, engine: Arc<Memory>) -> Self {
-        let replica = Replica::open(Arc::clone(&engine) as Arc<dyn Engine>, name(node), b"here", NOW_MS, 0).unwrap();
+        let rows = Arc::clone(&engine) as Arc<dyn Engine>;
+        let replica = Replica::open(rows, name(node), b"here", NOW_MS, keyring(node, 0)).unwrap();
         Self { replica, engine }
+    }
+
+    /// Its word on the key that it signs with.
+    fn voucher(&self) -> Voucher {
+        let origin = self.replica.origin();
+        Voucher::give(&Named(origin.node.clone()), origin, self.replica.signer.public(), 1).unwrap()
     }
 
     fn small(mut self) -> Self {
@@ -59,7 +79,8 @@ impl Node {
     /// Handles an event and applies its commits; returns the rest.
     fn handle_at(&mut self, now_ms: u64, event: Event) -> Vec<Action> {
         let mut rest = Vec::new();
-        for action in self.replica.handle(now_ms, event).unwrap() {
+        let handled = self.replica.handle(now_ms, event).unwrap();
+        for action in handled.into_iter().chain(self.replica.sign()) {
             match action {
                 Action::Commit(batch) => self.engine.apply(batch).unwrap(),
                 other => rest.push(other),
@@ -84,12 +105,10 @@ impl Node {
     /// Connects a peer that has `vector` and returns what it is sent.
     fn greet(&mut self, peer: &str, vector: VersionVector) -> Vec<Message> {
         self.handle(Event::Connected { peer: name(peer), session: 1 });
-        sent(
-            &self.hear(
-                peer,
-                Message::Hello { versions: wire::VERSIONS, node: name(peer), vector, reach: Reach::default() },
-            ),
-        )
+        let hello = Message::Hello { versions: wire::VERSIONS, node: name(peer), vector, reach: Reach::default() };
+        let said = sent(&self.hear(peer, hello));
+        self.hear(peer, introduction(&["a", "b", "c", "d", "p"]));
+        said
     }
 
     fn drained(&mut self, peer: &str) -> Vec<Message> {
@@ -141,7 +160,8 @@ fn announce(changed: VersionVector) -> Message {
 }
 
 fn batch(entries: Vec<Entry>) -> Message {
-    Message::Batch { reason: Reason::CatchUp, cut: Stamp::default(), entries, complete: None }
+    let warrants = warrants(&entries);
+    Message::Batch { reason: Reason::CatchUp, cut: Stamp::default(), entries, warrants, complete: None }
 }
 
 #[test]
@@ -174,6 +194,7 @@ fn a_catch_up_leaves_out_what_was_superseded_and_still_covers_it() {
 
     let mut peer = Node::new("b");
     peer.greet("a", VersionVector::default());
+    peer.hear("a", Message::Vouch(vec![node.voucher()]));
     for message in messages {
         peer.hear("a", message);
     }
@@ -229,8 +250,8 @@ fn an_entry_from_the_future_is_kept_aside_until_its_time_has_come() {
     let future = entry("a", 1, Stamp::at_ms(NOW_MS + FUTURE_MS_MAX + 1), "k");
     let origin = future.version.dot.origin.clone();
     let claim = Some(VersionVector::from_iter([(origin.clone(), 1)]));
-    let message =
-        Message::Batch { reason: Reason::CatchUp, cut: Stamp::default(), entries: vec![future], complete: claim };
+    let Message::Batch { reason, cut, entries, warrants, .. } = batch(vec![future]) else { unreachable!() };
+    let message = Message::Batch { reason, cut, entries, warrants, complete: claim };
     let actions = node.hear("a", message);
     let aside = |action: &Action| matches!(action, Action::Notify(Notice::Future { entries: 1, .. }));
     assert!(actions.iter().any(aside));
@@ -314,7 +335,7 @@ fn a_restart_goes_on_where_it_was_and_a_new_directory_is_a_new_incarnation() {
     assert_eq!(again.replica.origin(), node.replica.origin());
     assert_eq!(again.replica.vector(), node.replica.vector());
     let engine: Arc<Memory> = Arc::default();
-    let fresh = Replica::open(engine, name("a"), b"here", NOW_MS, 1).unwrap();
+    let fresh = Replica::open(engine, name("a"), b"here", NOW_MS, keyring("a", 1)).unwrap();
     assert_ne!(fresh.origin(), node.replica.origin());
 }
 
@@ -392,7 +413,7 @@ fn lag_is_what_the_peer_has_not_acknowledged() {
 fn a_copied_directory_is_a_new_incarnation() {
     let mut node = Node::new("a");
     node.write("k", set("1"));
-    let copy = Replica::open(Arc::clone(&node.engine) as Arc<dyn Engine>, name("a"), b"there", NOW_MS, 0).unwrap();
+    let copy = Replica::open(node.rows(), name("a"), b"there", NOW_MS, keyring("a", 0)).unwrap();
     assert!(copy.origin().incarnation > node.replica.origin().incarnation);
     assert_eq!(copy.vector().get(node.replica.origin()), 1);
 }
@@ -403,7 +424,7 @@ fn rows_of_an_older_layout_are_refused_and_say_what_to_do() {
     let mut older = Batch::default();
     older.remove(layout::LAYOUT.to_vec());
     node.engine.apply(older).unwrap();
-    let refused = Replica::open(Arc::clone(&node.engine) as Arc<dyn Engine>, name("a"), b"here", NOW_MS, 0);
+    let refused = Replica::open(node.rows(), name("a"), b"here", NOW_MS, keyring("a", 0));
     let error = refused.err().unwrap();
     let why = std::error::Error::source(&error).unwrap().to_string();
     assert!(why.contains("layout 1") && why.contains("move the directory away"), "{why}");
@@ -414,7 +435,8 @@ fn a_push_of_another_nodes_write_ends_the_link_and_changes_nothing() {
     let mut node = Node::new("a");
     node.greet("b", VersionVector::default());
     let entries = vec![entry("c", 1, Stamp::at_ms(NOW_MS), "k")];
-    let forged = Message::Batch { reason: Reason::Push, cut: Stamp::default(), entries, complete: None };
+    let warrants = warrants(&entries);
+    let forged = Message::Batch { reason: Reason::Push, cut: Stamp::default(), entries, warrants, complete: None };
     assert!(matches!(node.hear("b", forged)[..], [Action::Close { .. }]));
     assert_eq!(node.value("k"), None);
 }

@@ -1,6 +1,7 @@
 //! What must hold on the way and at the end.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -61,6 +62,34 @@ impl World {
         let row = node.disk.get(&layout::index(dot)).unwrap();
         let vector = node.disk.get(&layout::vector(&dot.origin)).unwrap();
         row.is_some() || vector.and_then(|bytes| layout::number(&bytes)).is_some_and(|seq| seq >= dot.seq)
+    }
+
+    /// Takes note also of what was written and never acknowledged: it may be there or not.
+    pub(super) fn maybe_wrote(&mut self, of: usize) {
+        let disk = Arc::clone(&self.nodes[of].disk);
+        for row in disk.scan(crate::layout::INDEX, crate::layout::INDEX, usize::MAX).unwrap() {
+            let (row, value) = (row.key, row.value.unwrap());
+            let Some(record) = crate::layout::index_row(&value) else { continue };
+            let record = read::record_at(disk.as_ref(), record).unwrap();
+            for entry in record.entries() {
+                if crate::layout::index(&entry.version.dot) == row.as_ref()
+                    && !self.written.contains_key(&entry.version.dot)
+                {
+                    let own = entry.version.dot.origin.node == self.nodes[of].name;
+                    assert!(own, "a foreign write that nobody made: {entry:?}");
+                    self.written.insert(entry.version.dot.clone(), entry.clone());
+                }
+            }
+        }
+    }
+
+    pub(super) fn maybe_wrote_one(&mut self, of: usize, dot: &Dot) {
+        let disk = &self.nodes[of].disk;
+        let value = disk.get(&crate::layout::index(dot)).unwrap().expect("looked up");
+        let Some(row) = crate::layout::index_row(&value) else { return };
+        if let Some(entry) = read::record_at(disk.as_ref(), row).unwrap().entry(dot) {
+            self.written.insert(dot.clone(), entry.clone());
+        }
     }
 
     /// Writes that no disk has any more may be gone. All others may not (sync.md invariant K2).

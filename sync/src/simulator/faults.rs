@@ -13,7 +13,8 @@ use crate::engine::Engine;
 use crate::entry::{Content, Dot, Entry, Key, Version};
 use crate::replica::{Event, Replica, TICK_MS};
 use crate::stamp::Stamp;
-use crate::wire::{Message, Reason};
+use crate::trust::{Keyring, Named};
+use crate::wire::{self, Message, Reason};
 
 impl World {
     pub(super) fn stop(&mut self, of: usize) -> bool {
@@ -71,9 +72,10 @@ impl World {
         }
         self.maybe_wrote(of);
         let disk: Arc<dyn Engine> = Arc::clone(&self.nodes[of].disk) as Arc<dyn Engine>;
-        let (salt, wall_ms) = (self.rng.random(), self.wall_ms(of));
+        let (chance, wall_ms) = (self.rng.random(), self.wall_ms(of));
         let place = self.nodes[of].place.to_be_bytes();
-        let replica = Replica::open(disk, self.nodes[of].name.clone(), &place, wall_ms, salt).unwrap();
+        let keyring = Keyring { trust: Arc::new(Named(self.nodes[of].name.clone())), chance };
+        let replica = Replica::open(disk, self.nodes[of].name.clone(), &place, wall_ms, keyring).unwrap();
         self.nodes[of].replica = Some(replica.with_limits(LIMITS));
         self.nodes[of].life += 1;
         let life = self.nodes[of].life;
@@ -134,6 +136,29 @@ impl World {
         (0..self.nodes.len()).for_each(|of| self.after(0, 500, Due::Roster { of }));
     }
 
+    /// Alters what others wrote in a frame of a lying node, or what shall prove it.
+    pub(super) fn lie(&mut self, of: usize, frame: Bytes) -> Bytes {
+        let mut message = wire::decode(frame.slice(wire::LENGTH_BYTES..)).unwrap().unwrap();
+        let (Message::Batch { entries, warrants, .. } | Message::Snapshot { entries, warrants, .. }) = &mut message
+        else {
+            return frame;
+        };
+        let own = self.nodes[of].name.clone();
+        let foreign = entries.iter_mut().find(|entry| entry.version.dot.origin.node != own);
+        let Some(entry) = foreign else { return frame };
+        let origin = entry.version.dot.origin.clone();
+        let warrant = warrants.iter_mut().find(|warrant| warrant.run.origin == origin);
+        match (self.rng.random_range(0..5), warrant) {
+            (0, _) => entry.content = Content::Value(Bytes::from_static(b"forged")),
+            (1, _) => entry.version.stamp = Stamp(entry.version.stamp.0 + 1),
+            (2, _) => entry.version.dot.seq += 1,
+            (3, Some(warrant)) => warrant.signature[0] ^= 1,
+            (_, _) => warrants.clear(),
+        }
+        self.nodes[of].has_lied = true;
+        wire::encode(&message)
+    }
+
     pub(super) fn forge(&mut self, by: usize, to: usize, as_of: usize) {
         let Some(link) = self.links.get(&ordered((by, to))).map(|link| link.id) else { return };
         let Some(victim) = &self.nodes[as_of].replica else { return };
@@ -146,7 +171,8 @@ impl World {
             content: Content::Value(Bytes::from_static(b"forged")),
         };
         let cut = Stamp::at_ms(self.now_ms);
-        let message = Message::Batch { reason: Reason::Push, cut, entries: vec![entry], complete: None };
+        let message =
+            Message::Batch { reason: Reason::Push, cut, entries: vec![entry], warrants: Vec::new(), complete: None };
         self.met("forge");
         let peer = self.nodes[by].name.clone();
         self.handle(to, Event::Received { peer, session: link, message });

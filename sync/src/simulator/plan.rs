@@ -10,7 +10,7 @@ pub(super) const PLAN_MS: u64 = 60_000;
 pub(super) const FAULTS_MS: u64 = 24_000;
 
 /// What many runs must have met together, or they prove little.
-pub(super) const MUST_BE_MET: [&str; 16] = [
+pub(super) const MUST_BE_MET: [&str; 17] = [
     "crash",
     "crash between commit and send",
     "cut",
@@ -27,6 +27,7 @@ pub(super) const MUST_BE_MET: [&str; 16] = [
     "bootstrapped",
     "clock unsafe",
     "conflict",
+    "forged",
 ];
 
 /// One thing that happens.
@@ -58,6 +59,8 @@ pub(super) enum Step {
     Jump { of: usize, by_ms: i64, for_ms: u64 },
     /// A node says that a third one wrote something.
     Forge { by: usize, to: usize, as_of: usize },
+    /// A node alters for a while what others wrote and it passes on.
+    Lie { by: usize, for_ms: u64 },
 }
 
 /// What is written.
@@ -135,6 +138,10 @@ pub(super) fn plan(seed: u64) -> Plan {
             let as_of = (0..nodes).find(|other| *other != by && *other != to).unwrap_or(to);
             Step::Forge { by, to, as_of }
         });
+    }
+    if nodes > 2 && rng.random_bool(0.3) {
+        let by = rng.random_range(0..nodes);
+        add(rng, 2, &mut |rng| Step::Lie { by, for_ms: rng.random_range(500..8_000) });
     }
     if rng.random_bool(0.2) {
         // Two nodes write at the same instant, while their clocks agree: only who they are tells the writes apart.

@@ -6,7 +6,7 @@ use crate::planted::{Bug, plant};
 /// Seeds in which a bug must have been caught.
 const SEEDS_MAX: u64 = 1_500;
 
-const BUGS: [Bug; 12] = [
+const BUGS: [Bug; 13] = [
     Bug::TieBreak,
     Bug::FrontierOfAlive,
     Bug::VectorGap,
@@ -14,6 +14,7 @@ const BUGS: [Bug; 12] = [
     Bug::WallClock,
     Bug::Flush,
     Bug::Forgery,
+    Bug::Unsigned,
     Bug::LifeFromArrival,
     Bug::Token,
     Bug::CounterAdd,

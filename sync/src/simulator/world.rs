@@ -44,6 +44,7 @@ pub(super) const LIMITS: Limits = Limits {
     snapshot_writes: 12,
     future_entries: 4,
     silent_ticks: 8,
+    forger_ticks: 12,
     promise_ticks: 2,
     rows_ticks: 4,
     prove_ticks: 12,
@@ -77,6 +78,9 @@ pub(super) struct Node {
     pub(super) life: u64,
     /// It was out of the roster or on an old disk, so own writes may be given up.
     pub(super) was_away: bool,
+    /// Until when it alters what others wrote and it passes on, and whether it ever did.
+    pub(super) lies_until_ms: u64,
+    pub(super) has_lied: bool,
     /// It has been in the roster all the time, or has everything again.
     pub(super) veteran: bool,
     pub(super) last_stamp: Option<(Origin, Stamp)>,
@@ -125,6 +129,8 @@ impl World {
             ahead_ms: 0,
             life: 0,
             was_away: false,
+            lies_until_ms: 0,
+            has_lied: false,
             veteran: true,
             last_stamp: None,
         };
@@ -281,6 +287,7 @@ impl World {
                 self.after(for_ms, for_ms, Due::Right { of });
             }
             Step::Forge { by, to, as_of } => self.forge(by, to, as_of),
+            Step::Lie { by, for_ms } => self.nodes[by].lies_until_ms = self.now_ms + for_ms,
         }
     }
 
@@ -381,25 +388,6 @@ impl World {
         assert!(self.written.insert(dot.clone(), entry).is_none(), "K5: {dot:?} was used twice");
     }
 
-    /// Takes note also of what was written and never acknowledged: it may be there or not.
-    pub(super) fn maybe_wrote(&mut self, of: usize) {
-        let disk = Arc::clone(&self.nodes[of].disk);
-        for row in disk.scan(crate::layout::INDEX, crate::layout::INDEX, usize::MAX).unwrap() {
-            let (row, value) = (row.key, row.value.unwrap());
-            let Some(record) = crate::layout::index_row(&value) else { continue };
-            let record = read::record_at(disk.as_ref(), record).unwrap();
-            for entry in record.entries() {
-                if crate::layout::index(&entry.version.dot) == row.as_ref()
-                    && !self.written.contains_key(&entry.version.dot)
-                {
-                    let own = entry.version.dot.origin.node == self.nodes[of].name;
-                    assert!(own, "a foreign write that nobody made: {entry:?}");
-                    self.written.insert(entry.version.dot.clone(), entry.clone());
-                }
-            }
-        }
-    }
-
     /// sync.md invariant K9: a node that says it has a session shows it what it wrote, or what came after.
     fn read(&mut self, at: usize) {
         let Some(replica) = &self.nodes[at].replica else { return };
@@ -435,6 +423,7 @@ impl World {
         let mut later = Vec::new();
         let actions = replica.handle(wall_ms, event).unwrap();
         commit::apply(disk.as_ref(), actions, &mut later).unwrap();
+        commit::apply(disk.as_ref(), replica.sign(), &mut later).unwrap();
         let counts = replica.counts();
         if mute {
             // The crash comes now. Of what was not flushed it may keep anything.
@@ -474,8 +463,11 @@ impl World {
                 Action::Send { session, frame, .. } => self.send(of, session, frame),
                 Action::Close { why, session, .. } => {
                     let lied = self.met.contains_key("forge") && why.contains("out of place");
-                    let known =
-                        lied || why.contains("another node") || why.contains("no snapshot") || why.contains("roster");
+                    let known = lied
+                        || why.contains("not proved")
+                        || why.contains("another node")
+                        || why.contains("no snapshot")
+                        || why.contains("roster");
                     assert!(known, "link closed: {why}");
                     if let Some(pair) = self.pair_of(session) {
                         self.disconnect(pair);
@@ -506,15 +498,6 @@ impl World {
         }
     }
 
-    fn maybe_wrote_one(&mut self, of: usize, dot: &Dot) {
-        let disk = &self.nodes[of].disk;
-        let value = disk.get(&crate::layout::index(dot)).unwrap().expect("looked up");
-        let Some(row) = crate::layout::index_row(&value) else { return };
-        if let Some(entry) = read::record_at(disk.as_ref(), row).unwrap().entry(dot) {
-            self.written.insert(dot.clone(), entry.clone());
-        }
-    }
-
     fn notice(&mut self, of: usize, notice: Notice) {
         match notice {
             Notice::Future { .. } => self.met("future"),
@@ -531,12 +514,19 @@ impl World {
                 self.met("discarded");
                 self.give_up(of, &entry);
             }
+            Notice::Apart { .. } => {}
+            Notice::Forged { peer, .. } => {
+                let lied = self.nodes.iter().any(|node| node.name == peer && node.has_lied);
+                assert!(lied, "K13: {} refused what {peer} sent, which never lied", self.nodes[of].name);
+                self.met("forged");
+            }
             Notice::Corrupt { key } => panic!("K11: corrupt {key:?}"),
         }
     }
 
     fn send(&mut self, of: usize, session: u64, frame: Bytes) {
         let Some(pair) = self.pair_of(session) else { return };
+        let frame = if self.now_ms < self.nodes[of].lies_until_ms { self.lie(of, frame) } else { frame };
         let to = if pair.0 == of { pair.1 } else { pair.0 };
         // A lost packet delays all that follow it on the stream.
         let lost = if self.rng.random_bool(0.02) { 400 } else { 0 };

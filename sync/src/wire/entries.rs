@@ -13,7 +13,9 @@ use crate::entry::{
     put_origin,
 };
 use crate::stamp::Stamp;
+use crate::trust::SIGNATURE_BYTES;
 use crate::vector::VersionVector;
+use crate::warrant::{HASH_BYTES, RUN_MAX, Run, Warrant};
 
 /// Entries in one frame, at most.
 const ENTRIES_MAX: usize = 1 << 20;
@@ -104,7 +106,8 @@ pub(crate) fn length(fields: &mut Fields, max: usize, what: &'static str) -> Res
     usize::try_from(number(fields)?).ok().filter(|length| *length <= max).ok_or(EntryError::Field(what))
 }
 
-pub(super) fn put(out: &mut Vec<u8>, entries: &[Entry]) {
+/// Appends entries, and what proves whose they are.
+pub(super) fn put(out: &mut Vec<u8>, entries: &[Entry], warrants: &[Warrant]) {
     let names = Names::of(entries);
     put_number(out, names.stores.len() as u64);
     for store in names.stores.keys() {
@@ -116,6 +119,20 @@ pub(super) fn put(out: &mut Vec<u8>, entries: &[Entry]) {
     let mut last = Last::default();
     for entry in entries {
         put_entry(out, entry, &names, &mut last);
+    }
+    // A warrant of an origin that no entry is of proves nothing here.
+    let known = warrants.iter().filter_map(|warrant| Some((names.origins.get(&warrant.run.origin)?, warrant)));
+    put_number(out, known.clone().count() as u64);
+    let mut firsts = BTreeMap::new();
+    for (origin, warrant) in known {
+        put_number(out, *origin);
+        let first = firsts.entry(*origin).or_insert(0_u64);
+        put_signed(out, warrant.run.first.wrapping_sub(*first).cast_signed());
+        *first = warrant.run.first;
+        put_number(out, warrant.run.count as u64);
+        put_number(out, warrant.hashes.len() as u64);
+        warrant.hashes.iter().for_each(|hash| out.put_slice(hash));
+        out.put_slice(&warrant.signature);
     }
 }
 
@@ -267,7 +284,30 @@ fn seq(number: u64) -> Result<u64, EntryError> {
     if number == 0 { Err(EntryError::Field("seq")) } else { Ok(number) }
 }
 
-pub(super) fn get(fields: &mut Fields) -> Result<Vec<Entry>, EntryError> {
+fn warrants(fields: &mut Fields, names: &Numbered) -> Result<Vec<Warrant>, EntryError> {
+    let mut warrants = Vec::new();
+    let mut firsts = BTreeMap::new();
+    for _ in 0..length(fields, ENTRIES_MAX, "warrants")? {
+        let at = number(fields)?;
+        let place = usize::try_from(at).unwrap_or(usize::MAX);
+        let origin = names.origins.get(place).cloned().ok_or(EntryError::Field("origin"))?;
+        let first = firsts.entry(at).or_insert(0_u64);
+        *first = first.wrapping_add_signed(signed(fields)?);
+        let run = Run::checked(origin, *first, length(fields, RUN_MAX, "run")?)?;
+        let mut hashes = Vec::new();
+        for _ in 0..length(fields, RUN_MAX, "hashes")? {
+            let mut hash = [0; HASH_BYTES];
+            hash.copy_from_slice(&fields.take(HASH_BYTES)?);
+            hashes.push(hash);
+        }
+        let mut signature = [0; SIGNATURE_BYTES];
+        signature.copy_from_slice(&fields.take(SIGNATURE_BYTES)?);
+        warrants.push(Warrant { run, signature, hashes });
+    }
+    Ok(warrants)
+}
+
+pub(super) fn get(fields: &mut Fields) -> Result<(Vec<Entry>, Vec<Warrant>), EntryError> {
     let mut names = Numbered { stores: Vec::new(), origins: Vec::new() };
     for _ in 0..length(fields, NAMES_MAX, "stores")? {
         let store = text(fields, KEY_BYTES_MAX, "store")?;
@@ -281,5 +321,6 @@ pub(super) fn get(fields: &mut Fields) -> Result<Vec<Entry>, EntryError> {
     for _ in 0..length(fields, ENTRIES_MAX, "entries")? {
         entries.push(names.entry(fields, &mut last)?);
     }
-    Ok(entries)
+    let warrants = warrants(fields, &names)?;
+    Ok((entries, warrants))
 }

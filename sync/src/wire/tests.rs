@@ -1,5 +1,7 @@
 use super::*;
 use crate::entry::{Origin, tests::entry};
+use crate::trust::{PublicKey, SIGNATURE_BYTES};
+use crate::warrant::{RUN_MAX, Run};
 use proptest::prelude::*;
 
 fn vectors() -> impl Strategy<Value = VersionVector> {
@@ -64,8 +66,36 @@ fn proofs() -> impl Strategy<Value = Message> {
     ]
 }
 
+/// Entries with warrants of their origins.
+fn proved() -> impl Strategy<Value = (Vec<Entry>, Vec<Warrant>)> {
+    let hash = || prop::array::uniform16(any::<u8>());
+    let warrant = (1..1_000_000_u64, 1..=RUN_MAX, prop::collection::vec(hash(), 0..5), any::<u8>());
+    (prop::collection::vec(entry(), 0..4), prop::collection::vec(warrant, 0..4)).prop_map(|(entries, warrants)| {
+        let origins = entries.iter().map(|entry| &entry.version.dot.origin).cycle();
+        let warrants = origins.zip(warrants).map(|(origin, (first, count, hashes, byte))| Warrant {
+            run: Run { origin: origin.clone(), first, count },
+            signature: [byte; SIGNATURE_BYTES],
+            hashes,
+        });
+        let warrants = warrants.collect();
+        (entries, warrants)
+    })
+}
+
+fn vouchers() -> impl Strategy<Value = Message> {
+    let voucher = (entry(), any::<[u8; 32]>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..40));
+    prop::collection::vec(voucher, 0..4).prop_map(|given| {
+        let voucher = |(entry, key, at_ms, proof): (Entry, _, _, Vec<u8>)| Voucher {
+            origin: entry.version.dot.origin,
+            key: PublicKey(key),
+            at_ms,
+            proof: proof.into(),
+        };
+        Message::Vouch(given.into_iter().map(voucher).collect())
+    })
+}
+
 fn messages() -> impl Strategy<Value = Message> {
-    let entries = || prop::collection::vec(entry(), 0..4);
     let reason = prop::sample::select(vec![Reason::Push, Reason::CatchUp, Reason::Repair]);
     let places = || prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
     prop_oneof![
@@ -75,13 +105,22 @@ fn messages() -> impl Strategy<Value = Message> {
             vector,
             reach,
         }),
-        (reason, any::<u64>(), entries(), prop::option::of(vectors()))
-            .prop_map(|(reason, cut, entries, complete)| Message::Batch { reason, cut: Stamp(cut), entries, complete }),
+        (reason, any::<u64>(), proved(), prop::option::of(vectors())).prop_map(
+            |(reason, cut, (entries, warrants), complete)| Message::Batch {
+                reason,
+                cut: Stamp(cut),
+                entries,
+                warrants,
+                complete
+            }
+        ),
         announcements(),
         places().prop_map(|after| Message::Ask { after }),
-        (reaches(), vectors(), entries(), prop::option::of(places()))
-            .prop_map(|(reach, vector, entries, upto)| Message::Snapshot { reach, vector, entries, upto }),
+        (reaches(), vectors(), proved(), prop::option::of(places())).prop_map(
+            |(reach, vector, (entries, warrants), upto)| Message::Snapshot { reach, vector, entries, warrants, upto }
+        ),
         proofs(),
+        vouchers(),
         (prop::collection::btree_set(any::<u64>(), 0..9), prop::collection::vec(entry(), 0..3)).prop_map(
             |(items, entries)| {
                 let mut items: Vec<Item> = items.into_iter().collect();
@@ -161,17 +200,38 @@ fn the_bytes_of_version_3_are_these() {
         entry(1 << 16, 1, 0, Some(9), crate::entry::Content::Value(Bytes::from_static(b"v"))),
         entry(2 << 16, 2, 0xa, None, crate::entry::Content::Tombstone),
     ];
+    let warrants = vec![Warrant {
+        run: Run { origin: origin.clone(), first: 1, count: 3 },
+        signature: [0xcc; SIGNATURE_BYTES],
+        hashes: vec![[0xdd; 16]],
+    }];
+    let proof = Bytes::from_static(b"p");
+    let voucher = Voucher { origin: origin.clone(), key: PublicKey([0xee; 32]), at_ms: 5, proof };
     let golden = [
+        (
+            Message::Vouch(vec![voucher]),
+            "0a010001610000000000000002eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee\
+             0000000000000005000170",
+        ),
         (
             Message::Hello { versions: VERSIONS, node: origin.node.clone(), vector: vector.clone(), reach },
             "01000300030001610000000100016100000000000000020000000000000003\
              00000000000000070000000000000005",
         ),
         (
-            Message::Batch { reason: Reason::CatchUp, cut: Stamp(7), entries, complete: Some(vector.clone()) },
+            Message::Batch {
+                reason: Reason::CatchUp,
+                cut: Stamp(7),
+                entries,
+                warrants,
+                complete: Some(vector.clone()),
+            },
             "0201000000000000000701000000010001610000000000000002000000000000000301056170702f730100016100\
              0000000000000202210\
-             0016b00028080081001761000016b00028080080000000a",
+             0016b00028080081001761000016b00028080080000000a\
+             0100020301dddddddddddddddddddddddddddddddd\
+             cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc\
+             cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
         ),
         (
             Message::Announce {
@@ -208,15 +268,28 @@ fn an_entry_takes_16_bytes_besides_its_key_and_value() {
             content: crate::entry::Content::Value(Bytes::from_static(&[7; 100])),
         })
         .collect();
-    let bytes: usize = entries
-        .chunks(512)
-        .map(|entries| {
-            let batch =
-                Message::Batch { reason: Reason::CatchUp, cut: Stamp(7), entries: entries.to_vec(), complete: None };
-            encode(&batch).len()
-        })
-        .sum();
-    let each = (bytes - entries.len() * 110) as f64 / entries.len() as f64;
-    eprintln!("{each:.1} bytes for each entry besides key and value");
-    assert!(each <= 16.0, "{each}");
+    let signature = [7; SIGNATURE_BYTES];
+    let warrants = |entries: &[Entry], run: usize| -> Vec<Warrant> {
+        let of = |origin: &Origin| {
+            let seqs = entries.iter().map(|entry| &entry.version.dot).filter(|dot| dot.origin == *origin);
+            let firsts = seqs.map(|dot| dot.seq).step_by(run).collect::<Vec<_>>();
+            let origin = origin.clone();
+            firsts.into_iter().map(move |first| Run { origin: origin.clone(), first, count: run })
+        };
+        origins.iter().flat_map(of).map(|run| Warrant { run, signature, hashes: Vec::new() }).collect()
+    };
+    // As many writers at a time as share a flush, and one.
+    for (run, most) in [(RUN_MAX, 16.0), (1, 82.0)] {
+        let batch = |entries: &[Entry]| Message::Batch {
+            reason: Reason::CatchUp,
+            cut: Stamp(7),
+            entries: entries.to_vec(),
+            warrants: warrants(entries, run),
+            complete: None,
+        };
+        let bytes: usize = entries.chunks(512).map(|entries| encode(&batch(entries)).len()).sum();
+        let each = (bytes - entries.len() * 110) as f64 / entries.len() as f64;
+        eprintln!("{each:.1} bytes for each entry besides key and value, {run} signed together");
+        assert!(each <= most, "{each}");
+    }
 }

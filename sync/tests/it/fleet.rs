@@ -2,13 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
-use selvage_certs::{Authority, ClientAuth, Role, mutual_client, mutual_server, peer_role, roots_of};
+use selvage_certs::{
+    Anchors, Authority, ClientAuth, Identity, Role, mutual_client, mutual_server, peer_role, roots_of,
+};
 use selvage_config::{NodeName, Region, StoreName};
-use selvage_sync::{Identify, Kv, Options, PeerAddr, Tls};
+use selvage_sync::{Identify, Kv, Options, PeerAddr, Tls, Trust};
 use tempfile::TempDir;
 
 /// How long anything may take that shall happen.
@@ -35,9 +37,33 @@ pub(crate) fn tls(authority: &Authority, node: &str) -> Tls {
     let role = Role::Node { region: region(), node: node.parse().unwrap() };
     let identity = authority.issue_identity(&role, &[], &[]).unwrap();
     let roots = roots_of(&[authority.certificate_der()]).unwrap();
+    let anchors = Anchors::new(roots.clone()).unwrap();
     Tls {
+        trust: Arc::new(Word { identity: identity.clone(), anchors }),
         server: mutual_server(&identity, &roots, ClientAuth::Required).unwrap(),
         client: mutual_client(&identity, &roots).unwrap(),
+    }
+}
+
+/// What a node says, and what it believes.
+struct Word {
+    identity: Identity,
+    anchors: Anchors,
+}
+
+impl Trust for Word {
+    fn prove(&self, statement: &[u8]) -> Option<Vec<u8>> {
+        self.identity.state(statement)
+    }
+
+    fn mark(&self) -> u64 {
+        0
+    }
+
+    fn is_proved(&self, node: &NodeName, statement: &[u8], at_ms: u64, proof: &[u8]) -> bool {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(at_ms);
+        let said = self.anchors.stated_by(statement, proof, at);
+        said.is_some_and(|role| matches!(role, Role::Node { node: said, .. } if said == *node))
     }
 }
 

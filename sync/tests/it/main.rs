@@ -4,6 +4,7 @@
 
 mod alone;
 mod fleet;
+mod forgery;
 mod mesh;
 mod refusals;
 mod terms;
