@@ -65,10 +65,8 @@ async fn a_member_can_say_nothing_in_the_name_of_another_member() {
         warrants: Vec::new(),
         complete: None,
     };
-    let mut forged = 0;
-    for reason in [Reason::CatchUp, Reason::Repair] {
+    for (forged, reason) in [(1, Reason::CatchUp), (2, Reason::Repair)] {
         say(&fleet, fleet.kv(0), &[hello.clone(), batch(reason)]).await;
-        forged += 1;
         until("it is counted", || fleet.kv(0).progress().counts.forged == forged).await;
     }
     assert_eq!(fleet.kv(0).get(&store(), "k").unwrap(), Some(Bytes::from_static(b"true")));

@@ -1,9 +1,12 @@
 //! Two nodes of one place, behind one name: whichever of them the authority asks answers, and both show what one got.
 
 use rustls::pki_types::CertificateDer;
-use selvage_certs::{Authority, ClientAuth, Role, mutual_client, mutual_server, peer_role, roots_of};
+use selvage_certs::{
+    Anchors, Authority, ClientAuth, Identity, Role, mutual_client, mutual_server, peer_role, roots_of,
+};
+use selvage_config::NodeName;
 use selvage_node::acme::Place;
-use selvage_sync::{Kv, Options, PeerAddr};
+use selvage_sync::{Kv, Options, PeerAddr, Trust};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -63,12 +66,36 @@ impl Drop for Member {
     }
 }
 
+/// What a node says, and what it believes.
+struct Word {
+    identity: Identity,
+    anchors: Anchors,
+}
+
+impl Trust for Word {
+    fn prove(&self, statement: &[u8]) -> Option<Vec<u8>> {
+        self.identity.state(statement)
+    }
+
+    fn mark(&self) -> u64 {
+        0
+    }
+
+    fn is_proved(&self, node: &NodeName, statement: &[u8], at_ms: u64, proof: &[u8]) -> bool {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(at_ms);
+        let said = self.anchors.stated_by(statement, proof, at);
+        said.is_some_and(|role| matches!(role, Role::Node { node: said, .. } if said == *node))
+    }
+}
+
 /// The KV of a node that nobody has introduced to the other yet.
 async fn kv(authority: &Authority, node: &str, dir: &Path) -> Kv {
     let role = Role::Node { region: "fra".parse().unwrap(), node: node.parse().unwrap() };
     let identity = authority.issue_identity(&role, &[], &[]).unwrap();
     let roots = roots_of(&[authority.certificate_der()]).unwrap();
+    let anchors = Anchors::new(roots.clone()).unwrap();
     let tls = selvage_sync::Tls {
+        trust: Arc::new(Word { identity: identity.clone(), anchors }),
         server: mutual_server(&identity, &roots, ClientAuth::Required).unwrap(),
         client: mutual_client(&identity, &roots).unwrap(),
     };
