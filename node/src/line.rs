@@ -32,8 +32,12 @@ pub(crate) use self::turns::{InTurns, Late};
 
 /// CPU time that is let go of at once: what a request which came now waits for those before it.
 const ROUND: Duration = Duration::from_micros(100);
-/// The same where what never waits here takes longer than that: it has half of the core at most.
+/// The most that is let go of at once, where what never waits here takes long.
 const ROUND_MAX: Duration = Duration::from_millis(1);
+/// A round is at least one part in so many of what came between it and the one before: what never waits here has no more
+/// than four fifths of the core. To read and to write for those who waited takes up to twice as long as their turns, so
+/// with a larger part rounds would grow by themselves.
+const ROUND_SHARE: u32 = 4;
 /// How long it is remembered that more than one app asked for a full core.
 const COMPANY: Duration = Duration::from_secs(60);
 
@@ -94,7 +98,7 @@ impl Line {
             self.desk.begin_usher();
         }
         let place = Place { desk: Arc::clone(&self.desk), spent: Arc::clone(spent), ticket };
-        Ok(Wait { turn, place, deadline: Box::pin(tokio::time::sleep_until(deadline.into())) })
+        Ok(Wait { turn: Some(turn), place, deadline: Box::pin(tokio::time::sleep_until(deadline.into())) })
     }
 }
 
@@ -174,7 +178,7 @@ impl Usher {
             drop(desk);
             // Behind those that were let go of, and behind what is read then.
             tokio::task::yield_now().await;
-            time = begun.elapsed().saturating_sub(taken).clamp(ROUND, ROUND_MAX);
+            time = (begun.elapsed().saturating_sub(taken) / ROUND_SHARE).clamp(ROUND, ROUND_MAX);
         }
     }
 }
@@ -191,7 +195,8 @@ impl Drop for Usher {
 /// A place in the line. It is over when the turn has come, or when there is no more time to wait for it; whoever drops it
 /// before has left.
 pub(crate) struct Wait {
-    turn: oneshot::Receiver<u64>,
+    /// `None` once it has come.
+    turn: Option<oneshot::Receiver<u64>>,
     place: Place,
     deadline: Pin<Box<Sleep>>,
 }
@@ -201,8 +206,12 @@ impl Future for Wait {
     type Output = Option<u64>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<u64>> {
-        match Pin::new(&mut self.turn).poll(cx) {
-            Poll::Ready(granted) => Poll::Ready(granted.ok()),
+        let Some(turn) = &mut self.turn else { return Poll::Ready(None) };
+        match Pin::new(turn).poll(cx) {
+            Poll::Ready(granted) => {
+                self.turn = None;
+                Poll::Ready(granted.ok())
+            }
             Poll::Pending => self.deadline.as_mut().poll(cx).map(|()| None),
         }
     }
@@ -210,9 +219,10 @@ impl Future for Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
+        let Some(mut turn) = self.turn.take() else { return };
         self.place.leave();
         // Let go of, but not there any more.
-        if let Ok(expected) = self.turn.try_recv() {
+        if let Ok(expected) = turn.try_recv() {
             self.place.spent.give_back(expected);
         }
     }

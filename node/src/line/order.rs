@@ -215,6 +215,12 @@ impl<T> Order<T> {
         Some(item)
     }
 
+    /// How many have waited so far.
+    #[cfg(test)]
+    pub(super) fn tickets(&self) -> u64 {
+        self.tickets
+    }
+
     /// Where the clock of an app stands of which somebody waits.
     #[cfg(test)]
     pub(super) fn clock_of(&self, spent: &Spent) -> Option<u64> {
