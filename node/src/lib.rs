@@ -1,6 +1,6 @@
 //! The worker: it listens, finds the route, applies its policy, leases an instance and calls the guest.
 //!
-//! Read a request in this order: [`listen`] → [`request`] → [`route`] → [`admit`] → [`line`] → [`jwt`] → [`pool`] → [`guest`] →
+//! Read a request in this order: [`listen`] → [`request`] → [`route`] → [`admit`] → [`mod@line`] → [`jwt`] → [`pool`] → [`guest`] →
 //! [`host`]; [`serve`] names the steps. A release: [`release`]. A write: [`host`] → `selvage_sync`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
