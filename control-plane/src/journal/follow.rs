@@ -107,6 +107,8 @@ enum Never {}
 
 async fn run(journal: &Arc<Journal>, parts: &Arc<Parts>) -> Result<Never, StateError> {
     let state = parts.fleet.state();
+    // Looked up first: others' changes, and this one's own, may come after the stream has said where it ends.
+    let known = state.applied();
     let stream = journal.make().await?;
     let (begin, began) = journal
         .begin(&stream)
@@ -121,8 +123,8 @@ async fn run(journal: &Arc<Journal>, parts: &Arc<Parts>) -> Result<Never, StateE
         return Err(JournalError::Setting(format!("the journal is {}, this state is of another one", begin.id)).into());
     }
     let last = stream.cached_info().state.last_sequence;
-    if last < state.applied() {
-        let message = format!("the journal ends with change {last}, this control plane knows {}", state.applied());
+    if last < known {
+        let message = format!("the journal ends with change {last}, this control plane knows {known}");
         return Err(JournalError::Setting(message).into());
     }
     let mut messages = journal.messages(&stream, state.applied() + 1).await?;

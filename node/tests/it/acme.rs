@@ -287,8 +287,9 @@ async fn a_renewal_that_fails_leaves_the_old_certificate_and_is_tried_again() {
     assert_eq!(leaf(&kept), old.chain()[0]);
 
     // The name leads elsewhere.
-    pebble.start(http.port(), https.port()).await;
+    pebble.start_names().await;
     pebble.resolve("a.test", "127.0.0.9").await;
+    pebble.start(http.port(), https.port()).await;
     reaches(admin, &orders("a.test", "challenge"), 2).await;
     assert_eq!(leaf(&handshake(https, "a.test", &roots, b"h2").await.unwrap()), old.chain()[0]);
 

@@ -111,6 +111,9 @@ impl Pebble {
 
     /// Starts it. It looks for challenges at these ports of 127.0.0.1, whatever the name.
     pub(super) async fn start(&mut self, http: u16, https: u16) {
+        if self.children.is_empty() {
+            self.start_names().await;
+        }
         let path = |name: &str| self.dir.path().join(name);
         let config = serde_json::json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{}", self.directory),
@@ -123,21 +126,30 @@ impl Pebble {
         }});
         fs::write(path("config.json"), config.to_string()).unwrap();
         let at = |port: u16| format!("127.0.0.1:{port}");
-        let mut names = Command::new("pebble-challtestsrv");
-        names.args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", "", "-defaultIPv4", "127.0.0.1"]);
-        names.args(["-dns01", &at(self.names), "-management", &at(self.names_management)]);
         let mut pebble = Command::new("pebble");
         pebble.arg("-config").arg(path("config.json")).args(["-dnsserver", &at(self.names)]);
         // It looks at once, and at each order anew.
         pebble.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_AUTHZREUSE", "0");
-        for (command, log) in [(&mut names, "names.log"), (&mut pebble, "pebble.log")] {
-            let log = fs::File::create(path(log)).unwrap();
-            command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-            self.children.push(command.spawn().unwrap());
-        }
-        for port in [self.names_management, self.directory, self.management] {
+        self.run(pebble, "pebble.log", &[self.directory, self.management]).await;
+    }
+
+    /// Starts what says where names lead, before the authority, which then finds them so from the first order on.
+    pub(super) async fn start_names(&mut self) {
+        let at = |port: u16| format!("127.0.0.1:{port}");
+        let mut names = Command::new("pebble-challtestsrv");
+        names.args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", "", "-defaultIPv4", "127.0.0.1"]);
+        names.args(["-dns01", &at(self.names), "-management", &at(self.names_management)]);
+        self.run(names, "names.log", &[self.names_management]).await;
+    }
+
+    /// Runs a program until it listens at these ports.
+    async fn run(&mut self, mut command: Command, log: &str, ports: &[u16]) {
+        let log = fs::File::create(self.dir.path().join(log)).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.children.push(command.spawn().unwrap());
+        for port in ports {
             let opening = async {
-                while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                while TcpStream::connect(("127.0.0.1", *port)).await.is_err() {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };
