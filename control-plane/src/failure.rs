@@ -178,8 +178,9 @@ impl From<StatusError> for Failure {
             StatusError::Nodes | StatusError::Alive { .. } => StatusCode::CONFLICT,
             StatusError::NoNode { .. } => StatusCode::NOT_FOUND,
             StatusError::Unwritten => StatusCode::SERVICE_UNAVAILABLE,
-            // RFC 9110 15.5.13: it is on top of a status that is not the one known here.
-            StatusError::Changed(_) => StatusCode::PRECONDITION_FAILED,
+            // RFC 9110 15.5.13: it is on top of a status that is not the one known here. What has grown too long is asked
+            // for as a whole too, and that is refused for its length.
+            StatusError::Changed(_) | StatusError::Grown { .. } => StatusCode::PRECONDITION_FAILED,
             StatusError::State(error) => return error.into(),
         };
         Self::new(status, error)

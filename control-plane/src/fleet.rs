@@ -40,6 +40,8 @@ use load::Loads;
 use settle::Peers;
 use tell::Telling;
 
+/// A status, told whole or made of what changed, bytes of JSON: 10,000 apps and a sentence for each.
+pub(crate) const STATUS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Nodes that are remembered.
 const NODES_MAX: usize = 10_000;
 /// Highest generation that a node is believed: JSON readers know no higher whole number.
@@ -101,6 +103,8 @@ pub(crate) enum StatusError {
     Unwritten,
     #[error(transparent)]
     Changed(#[from] StatusDeltaError),
+    #[error("what changed makes a status of {bytes} bytes, at most {STATUS_BYTES_MAX} may be told")]
+    Grown { bytes: usize },
     #[error("node {node} is alive")]
     Alive { node: NodeName },
     #[error(transparent)]

@@ -18,13 +18,11 @@ use super::{Named, Queries, Route, json};
 use crate::access::{Act, Caller, OperatorId, Peer};
 use crate::answers::{NodeAnswer, NodeRequest, Removed};
 use crate::failure::Failure;
-use crate::fleet::{Polled, Said, StatusError};
+use crate::fleet::{Polled, STATUS_BYTES_MAX, Said, StatusError};
 use crate::plans::Reader;
 use crate::state::MemberRecord;
 use crate::{Parts, disk};
 
-/// Body of a status, bytes: 10,000 apps and a sentence for each.
-const STATUS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Body of what is said of a node, bytes.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// After how many seconds somebody who was turned away may ask again.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use selvage_config::plan::{ReleaseLoad, Status, StatusDelta, StatusDeltaError};
 use selvage_config::{AppName, Digest, NodeName};
 
-use super::{Fleet, GENERATION_MAX, NODES_MAX, StatusError};
+use super::{Fleet, GENERATION_MAX, NODES_MAX, STATUS_BYTES_MAX, StatusError};
 use crate::journal::Told;
 use crate::state::{NodeRecord, Records, StateError};
 
@@ -66,12 +66,16 @@ impl Fleet {
         Ok(())
     }
 
-    /// The status that a node has when what it tells has changed. It is on top of what is known here, or it is refused.
-    pub(crate) fn status_with(&self, node: &NodeName, delta: StatusDelta) -> Result<Status, StatusDeltaError> {
+    /// The status that a node has when what it tells has changed. It is on top of what is known here, or it is refused, and
+    /// so it is where many small changes add up to more than may be told at once.
+    pub(crate) fn status_with(&self, node: &NodeName, delta: StatusDelta) -> Result<Status, StatusError> {
         let known = self.records().nodes.get(node).cloned();
         let known = known.ok_or(StatusDeltaError::Base(delta.base))?;
         let digest = self.digest_of(node, &known);
-        known.status.with(delta, digest)
+        let is_news = delta.digest != digest;
+        let status = known.status.with(delta, digest)?;
+        let bytes = if is_news { serde_json::to_vec(&status).map_or(usize::MAX, |json| json.len()) } else { 0 };
+        if bytes > STATUS_BYTES_MAX { Err(StatusError::Grown { bytes }) } else { Ok(status) }
     }
 
     /// The digest of what a node has told: counted once for each, since most of the time it says the same again.

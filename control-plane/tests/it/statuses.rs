@@ -2,7 +2,7 @@
 
 use reqwest::{Method, StatusCode};
 use selvage_config::Digest;
-use selvage_config::plan::{AppStatus, Serving, Status, StatusDelta};
+use selvage_config::plan::{AppStatus, Refusal, Serving, Status, StatusDelta};
 use serde_json::Value;
 
 use crate::world::{Asker, World, json_of, status};
@@ -65,6 +65,36 @@ async fn what_changed_is_taken_once_on_top_of_what_was_told_also_after_a_restart
     let seen = seen(&world).await;
     assert_eq!(releases(&seen), ["a@2", "c@1"]);
     assert!(seen["alive"].as_bool().unwrap(), "{seen}");
+}
+
+#[tokio::test]
+async fn a_status_does_not_grow_by_what_changed_beyond_what_may_be_told_whole() {
+    let world = World::start().await;
+    let node = world.node("fra-1");
+    let reason = "x".repeat(1024 * 1024);
+    let refused = |name: &str| {
+        let refusal =
+            Refusal { release: format!("{name}@1").parse().unwrap(), cause: "digest".into(), reason: reason.clone() };
+        AppStatus { refused: Some(refusal), ..app(name, 1) }
+    };
+    let mut known = told(1, &[]);
+    assert_eq!(node.tell(&known).await.status(), StatusCode::NO_CONTENT);
+    for (name, answer) in [
+        ("a", StatusCode::NO_CONTENT),
+        ("b", StatusCode::NO_CONTENT),
+        ("c", StatusCode::NO_CONTENT),
+        ("d", StatusCode::PRECONDITION_FAILED),
+    ] {
+        let mut next = known.clone();
+        next.apps.push(refused(name));
+        assert_eq!(patch(&node, &between(&known, &next)).await, answer, "{name}");
+        if answer == StatusCode::NO_CONTENT {
+            known = next;
+        } else {
+            assert_eq!(node.tell(&next).await.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        }
+    }
+    assert_eq!(releases(&seen(&world).await), ["a@1", "b@1", "c@1"]);
 }
 
 #[tokio::test]
