@@ -184,6 +184,8 @@ async fn one_stream_of_http_2_that_breaks_leaves_the_others_alone() {
             // A reset stream is an answer that broke off.
             (0, None) => {}
             (0, Some((status, _))) => assert_eq!(*status, 500, "{path}: {answer:?}"),
+            // A tick between its two answers, and the first one is out.
+            (500, Some((201, _))) if path == "/twice/" => {}
             (want, answer) => assert_eq!(answer.as_ref().map(|(status, _)| *status), Some(want), "{path}"),
         }
         assert_eq!(get("/hello/").await, Some((200, Bytes::from_static(b"hello"))), "after {path}");
