@@ -194,13 +194,13 @@ fn idle(paths: &Paths, is_quick: bool) -> anyhow::Result<()> {
         let server = paths.start(Kind::Node)?;
         let wanted = if is_quick { 200 } else { held::CONNECTIONS };
         let held = held::hold(&server, version, wanted)?;
-        let (count, kib, mib) = (held.count, held.kib_each, held.kib_each * f64::from(held::CONNECTIONS) / 1_024.0);
-        say(format_args!(
-            "idle over {}: {count} connections, each after one answer: {kib:.1} KiB each; {mib:.0} MiB for {}, {}",
-            version.name(),
-            held::CONNECTIONS,
-            Aim::AtMost(600.0).judge(mib, " MiB")
-        ));
+        let count = held.count;
+        say(format_args!("idle over {}: {count} connections, each after one answer", version.name()));
+        for (when, kib) in [("at once", held.kib_fresh), ("rested", held.kib_rested)] {
+            let mib = kib * f64::from(held::CONNECTIONS) / 1_024.0;
+            let judged = Aim::AtMost(600.0).judge(mib, " MiB");
+            say(format_args!("  {when:<8} {kib:.1} KiB each; {mib:.0} MiB for {}, {judged}", held::CONNECTIONS));
+        }
         if count < wanted {
             say(format_args!(
                 "  {wanted} were wanted, but a process may have only {} descriptors here",

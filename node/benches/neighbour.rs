@@ -125,6 +125,7 @@ fn main() -> anyhow::Result<()> {
             round(situation, row, &tools, &server, &client)?;
         }
     }
+    say("medians of the rounds:");
     tell(&wanted, &rows);
     look("after")
 }
@@ -151,6 +152,7 @@ fn round(
     }
     match tail {
         Tail::Of { p50_us, p99_us } => {
+            say(format_args!("  a round: {:<52} p50 {p50_us:>6.0}  p99 {p99_us:>6.0}", situation.name));
             row.p50.push(p50_us);
             row.p99.push(p99_us);
             row.core.push(core);

@@ -22,6 +22,8 @@ const PERCENT: u64 = 80;
 const OTHERS: u64 = 200;
 /// Connections from one address.
 const OF_ADDRESS: u32 = 2_000;
+/// After this a connection is at rest for the node, whose bounds on heads are looked at every ten seconds.
+pub(crate) const REST: Duration = Duration::from_secs(25);
 /// Longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// HTTP/2's preface, no settings, and a GET of `/` (RFC 9113 3.4, RFC 7541 A).
@@ -30,7 +32,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// What was found.
 pub(crate) struct Held {
     pub(crate) count: u32,
-    pub(crate) kib_each: f64,
+    /// Just after their answers.
+    pub(crate) kib_fresh: f64,
+    /// After a rest.
+    pub(crate) kib_rested: f64,
     pub(crate) descriptors: u64,
 }
 
@@ -72,9 +77,12 @@ pub(crate) fn hold(server: &Running, version: Version, wanted: u32) -> anyhow::R
     drop(first);
     let before = server.resident_kib()?;
     let held: Vec<_> = (0..count).map(open).collect::<Result<_, _>>()?;
-    let kib_each = (server.resident_kib()? - before) / f64::from(count);
+    let kib_each = || anyhow::Ok((server.resident_kib()? - before) / f64::from(count));
+    let kib_fresh = kib_each()?;
+    std::thread::sleep(REST);
+    let kib_rested = kib_each()?;
     drop(held);
-    Ok(Held { count, kib_each, descriptors })
+    Ok(Held { count, kib_fresh, kib_rested, descriptors })
 }
 
 fn ask(version: Version) -> Vec<u8> {

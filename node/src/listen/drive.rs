@@ -124,12 +124,11 @@ impl Times {
 /// Runs a connection to its end. It is asked to end when the listener stops, when its time is over and when its client
 /// makes nothing but work, and cut off when it does not heed that.
 pub(super) async fn drive(
-    connection: impl Drain,
+    mut connection: Pin<&mut impl Drain>,
     activity: &Activity,
     times: &Times,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut connection = pin!(connection);
     let mut look = pin!(sleep(times.head));
     let mut left = None;
     loop {

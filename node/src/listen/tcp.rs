@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -185,24 +185,35 @@ async fn in_time<T>(stop: &CancellationToken, doing: impl Future<Output = T>) ->
 }
 
 async fn connection(tcp: TcpStream, peer: SocketAddr, listening: Arc<Listening>, stop: CancellationToken) {
-    if let Err(error) = serve_connection(tcp, peer, &listening, stop).await {
+    // In a box, as most of what it takes is taken only until the connection speaks.
+    let begun = Box::pin(begin(tcp, peer, &listening, stop)).await;
+    let ended = match begun {
+        Ok(Some(speaking)) => speaking.await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
         tracing::debug!(%peer, error = format!("{error:#}"), "connection ended");
     }
 }
 
-async fn serve_connection(
+/// A connection that speaks its protocol, to its end.
+type Speaking = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// What comes before a connection speaks its protocol. None: there is nothing to say.
+async fn begin(
     mut tcp: TcpStream,
     peer: SocketAddr,
     listening: &Listening,
     stop: CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Speaking>> {
     let Listening { kind, parts, sources, handshakes } = listening;
     let front = &parts.front;
     tcp.set_nodelay(true)?;
     let mut client = peer;
     if has(&front.proxy_protocol_from, peer.ip()) {
         let header = timeout(Duration::from_millis(front.head_ms), proxy::read(&mut tcp));
-        let Some(header) = in_time(&stop, header).await else { return Ok(()) };
+        let Some(header) = in_time(&stop, header).await else { return Ok(None) };
         let told = header?.inspect_err(|_| parts.metrics.connection_refused("proxy-header"))?;
         client = told.unwrap_or(peer);
     }
@@ -229,10 +240,10 @@ async fn serve_connection(
         }
         Kind::Plain => {
             let sniffing = timeout(Duration::from_millis(front.head_ms), sniff(&mut tcp));
-            let Some(sniffed) = in_time(&stop, sniffing).await else { return Ok(()) };
+            let Some(sniffed) = in_time(&stop, sniffing).await else { return Ok(None) };
             let (ahead, is_h2) = sniffed??;
             let protocol = if is_h2 { Protocol::H2 } else { Protocol::H1 };
-            speak((tcp, shed as fn(&TcpStream)), ahead, Shared { protocol, ..shared }, stop).await
+            Ok(Some(speak((tcp, shed as fn(&TcpStream)), ahead, Shared { protocol, ..shared }, stop)))
         }
     }
 }
@@ -242,20 +253,20 @@ async fn over_tls(
     (servers, alt_svc, under_way): (&FrontServers, &HeaderValue, Handshake),
     shared: Shared,
     stop: CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Speaking>> {
     let metrics = &shared.parts.metrics;
     // In a box, as most of what it takes is taken only by it.
     let shaking = Box::pin(tls::handshake(servers, tcp));
     let shaking = timeout(Duration::from_millis(shared.parts.front.handshake_ms), shaking);
     // A client that has said its part of it may have sent a request already.
-    let Some(shaken) = in_time(&stop, shaking).await else { return Ok(()) };
+    let Some(shaken) = in_time(&stop, shaking).await else { return Ok(None) };
     let (mut tls, told) = shaken.map_err(io::Error::from).flatten().inspect_err(|_| metrics.handshake("failed"))?;
     drop(under_way);
     let (_, session) = tls.get_ref();
     if session.alpn_protocol() == Some(ACME_ALPN) {
         // RFC 8737 3: the handshake was all that there is to see.
         let _ = timeout(Duration::from_millis(shared.parts.front.handshake_ms), tls.shutdown()).await;
-        return Ok(());
+        return Ok(None);
     }
     let is_resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
     metrics.handshake(if is_resumed { "resumed" } else { "full" });
@@ -263,8 +274,8 @@ async fn over_tls(
     let alt_svc = told.as_ref().is_none_or(|told| told.has_h3()).then(|| alt_svc.clone());
     let (secure, activity) = (true, Activity::new());
     let give_up: fn(&TlsStream<TcpStream>) = |tls| shed(tls.get_ref().0);
-    speak((tls, give_up), Bytes::new(), Shared { protocol, secure, alt_svc, session: told, activity, ..shared }, stop)
-        .await
+    let shared = Shared { protocol, secure, alt_svc, session: told, activity, ..shared };
+    Ok(Some(speak((tls, give_up), Bytes::new(), shared, stop)))
 }
 
 /// Reads until it is clear whether this is HTTP/2's preface.
@@ -280,13 +291,8 @@ async fn sniff(tcp: &mut TcpStream) -> io::Result<(Bytes, bool)> {
     Ok((ahead.freeze(), is_h2))
 }
 
-/// Speaks the connection's protocol to its end. What the handshake took is given back before.
-fn speak<S>(
-    inner: (S, fn(&S)),
-    ahead: Bytes,
-    shared: Shared,
-    stop: CancellationToken,
-) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>
+/// Speaks the connection's protocol to its end.
+fn speak<S>(inner: (S, fn(&S)), ahead: Bytes, shared: Shared, stop: CancellationToken) -> Speaking
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -307,10 +313,11 @@ where
             let io = TokioIo::new(Stream::new(inner, ahead, judge, activity.clone(), patience));
             let tasks = Tasks::new(write_idle, front.bytes_per_second_min);
             let times = Times::new(&front, PREFACE.len() as u64, spread);
-            let connection = h2_builder(&front, tasks).serve_connection(io, service);
+            // In a box of its own: moved into what drives it, it would have room there twice.
+            let mut connection = Box::pin(h2_builder(&front, tasks).serve_connection(io, service));
             Box::pin(async move {
                 let _open = open;
-                drive(connection, &activity, &times, stop).await
+                drive(connection.as_mut(), &activity, &times, stop).await
             })
         }
         _ => {
@@ -320,7 +327,7 @@ where
             let connection = Connection::new(h1_builder(&front), stream, service);
             Box::pin(async move {
                 let _open = open;
-                drive(connection, &activity, &times, stop).await
+                drive(pin!(connection), &activity, &times, stop).await
             })
         }
     }

@@ -4,6 +4,7 @@
 
 mod pebble;
 mod place;
+mod window;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -303,6 +304,39 @@ async fn a_renewal_that_fails_leaves_the_old_certificate_and_is_tried_again() {
     let request = http::Request::get("/").header("host", "a.test").body(Empty::<Bytes>::new()).unwrap();
     assert_eq!(sender.send_request(request).await.unwrap().status(), 404);
     node.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_when_its_authority_says_so() {
+    let Some(mut pebble) = Pebble::new() else { return };
+    let window = pebble.says_when().await;
+    let dir = tempfile::tempdir().unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let node = start(&text(dir.path(), [any, any], &pebble, "names = ['a.test']")).await;
+    let addresses = node.addresses();
+    let (https, http, admin) = (addresses.https.unwrap(), addresses.http.unwrap(), addresses.admin.unwrap());
+    pebble.start(http.port(), https.port()).await;
+    let roots = pebble.issuer().await;
+    // The first one has all of its life before it, but its authority wants it gone. Of the second it says it has time.
+    reaches(admin, &orders("a.test", "issued"), 2).await;
+    let second = leaf(&handshake(https, "a.test", &roots, b"h2").await.unwrap());
+    let both = async {
+        while window.asked().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, both).await.expect("it asks about the second one too");
+    // By key identifier and serial number (RFC 9773 4.1).
+    let asked = window.asked();
+    assert_ne!(asked[0], asked[1]);
+    assert!(asked.iter().all(|number| number.trim_start_matches('/').split_once('.').is_some()), "{asked:?}");
+    node.drain().await;
+
+    // Neither does it forget that over a restart.
+    let node = start(&text(dir.path(), [https, http], &pebble, "names = ['a.test']")).await;
+    assert_eq!(leaf(&handshake(https, "a.test", &roots, b"h2").await.unwrap()), second);
+    node.drain().await;
+    assert_eq!(window.asked(), asked);
 }
 
 #[tokio::test(flavor = "multi_thread")]

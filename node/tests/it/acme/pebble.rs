@@ -15,6 +15,7 @@ use selvage_certs::Authority;
 use tokio::net::TcpStream;
 
 use super::PATIENCE;
+use super::window::Window;
 
 /// A program for `dns-01` that puts records into the server of names.
 const HOOK: &str = r#"set -eu
@@ -35,6 +36,8 @@ pub(super) struct Pebble {
     children: Vec<Child>,
     /// Name and key of the one account that it knows from elsewhere. None: anybody may have one.
     external: Option<(String, String)>,
+    /// Who says for it when to renew. None: nobody.
+    window: Option<Window>,
 }
 
 impl Drop for Pebble {
@@ -84,7 +87,16 @@ impl Pebble {
         fs::write(dir.path().join("roots.pem"), authority.certificate_pem()).unwrap();
         let own = authority.issue_server(&[], &["127.0.0.1".parse().unwrap()]).unwrap();
         own.save(dir.path().join("own.pem"), dir.path().join("own.key")).unwrap();
-        Some(Self { dir, directory, management, names, names_management, children: Vec::new(), external: None })
+        Some(Self {
+            dir,
+            directory,
+            management,
+            names,
+            names_management,
+            children: Vec::new(),
+            external: None,
+            window: None,
+        })
     }
 
     /// It gives accounts only to whom it knows by this name and this key, in base64url (RFC 8555 7.3.4).
@@ -92,9 +104,16 @@ impl Pebble {
         self.external = Some((name.to_owned(), key.to_owned()));
     }
 
+    /// From now on its directory is one that also says when to renew.
+    pub(super) async fn says_when(&mut self) -> Window {
+        let window = Window::open(self.dir.path(), self.directory()).await;
+        self.window.insert(window).clone()
+    }
+
     /// Where its directory is.
     pub(super) fn directory(&self) -> String {
-        format!("https://127.0.0.1:{}/dir", self.directory)
+        let own = || format!("https://127.0.0.1:{}/dir", self.directory);
+        self.window.as_ref().map_or_else(own, Window::directory)
     }
 
     /// What its directory is believed with.
@@ -160,23 +179,23 @@ impl Pebble {
     /// Has `name` lead to `address`.
     pub(super) async fn resolve(&self, name: &str, address: &str) {
         let body = format!("{{\"host\":\"{name}.\",\"addresses\":[\"{address}\"]}}");
-        curl(&["-d", &body, &format!("http://127.0.0.1:{}/clear-a", self.names_management)]).await;
-        curl(&["-d", &body, &format!("http://127.0.0.1:{}/add-a", self.names_management)]).await;
+        curl(&["-d", &body, &format!("http://127.0.0.1:{}/clear-a", self.names_management)]).await.unwrap();
+        curl(&["-d", &body, &format!("http://127.0.0.1:{}/add-a", self.names_management)]).await.unwrap();
     }
 
     /// Who vouches for what it issues.
     pub(super) async fn issuer(&self) -> RootCertStore {
         let roots: &Path = &self.roots();
         let roots = roots.to_str().unwrap();
-        let pem = curl(&["--cacert", roots, &format!("https://127.0.0.1:{}/roots/0", self.management)]).await;
+        let pem = curl(&["--cacert", roots, &format!("https://127.0.0.1:{}/roots/0", self.management)]).await.unwrap();
         let mut store = RootCertStore::empty();
         store.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
         store
     }
 }
 
-async fn curl(arguments: &[&str]) -> Vec<u8> {
+/// What a server answers, or why it does not.
+pub(super) async fn curl(arguments: &[&str]) -> Result<Vec<u8>, String> {
     let output = tokio::process::Command::new("curl").args(["-sSf"]).args(arguments).output().await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
+    if output.status.success() { Ok(output.stdout) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
