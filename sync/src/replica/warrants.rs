@@ -33,6 +33,10 @@ const KEY_ROWS: usize = 1024;
 /// Records whose warrants are missing and that are asked for at once.
 const HEALED_MAX: usize = 16;
 
+/// Keys of one node's incarnations that are kept, at most. A node vouches for them itself, so without a bound one could fill
+/// the disks of its peers.
+pub(super) const KEYS_OF_NODE_MAX: usize = 1024;
+
 /// Why a link ends on which a write came that its origin did not make.
 pub(super) const FORGED: &str = "it passed on what is not proved to be of its origin";
 
@@ -243,12 +247,35 @@ impl Replica {
             let before = row.and_then(|row| Voucher::decode(voucher.origin.clone(), &mut Fields::of(row)).ok());
             // The newest one is what others will still believe when an authority has followed another.
             let newer = before.is_none_or(|before| before.at_ms < voucher.at_ms);
-            if newer && voucher.is_good(self.keyring.trust.as_ref()) {
+            let good = newer && voucher.is_good(self.keyring.trust.as_ref());
+            if good && self.has_room_for_key(&voucher.origin, &mut batch) {
                 put_key(&mut batch, &voucher);
                 self.keys.insert(voucher.origin, voucher.key);
             }
         }
         Ok(if batch.is_empty() { Vec::new() } else { vec![Action::Commit(batch)] })
+    }
+
+    /// Whether the key of an origin may be kept. Where it is one too many of its node, that of the oldest incarnation goes,
+    /// of which most was superseded; a member is believed what stands of it from then on.
+    fn has_room_for_key(&mut self, origin: &Origin, batch: &mut Batch) -> bool {
+        if self.keys.contains_key(origin) {
+            return true;
+        }
+        let from = Origin { node: origin.node.clone(), incarnation: 0 };
+        let of_node = self.keys.range(from..).map(|(known, _)| known).take_while(|known| known.node == origin.node);
+        let known: Vec<&Origin> = of_node.collect();
+        let excess = (known.len() + 1).saturating_sub(KEYS_OF_NODE_MAX);
+        let oldest = known.into_iter().filter(|known| **known != self.origin).take(excess).cloned();
+        let oldest: Vec<Origin> = oldest.collect();
+        if oldest.len() < excess || oldest.last().is_some_and(|known| known > origin) {
+            return false;
+        }
+        for known in oldest {
+            batch.remove(layout::public_key(&known));
+            self.keys.remove(&known);
+        }
+        true
     }
 
     /// Vouches for the keys of this node, also of its earlier incarnations, with its identity as it is now.
@@ -289,7 +316,14 @@ impl Replica {
         let later =
             |row: &crate::frontier::Row| row.origin.node == origin.node && row.origin.incarnation > origin.incarnation;
         let own = origin.node == self.origin.node && origin.incarnation < self.origin.incarnation;
-        !self.frontier.admits(&origin.node) || own || self.frontier.rows().any(later)
+        !self.frontier.admits(&origin.node) || own || self.frontier.rows().any(later) || self.is_outnumbered(origin)
+    }
+
+    /// Whether an origin's key is not known, but that of a later incarnation is: its node vouched for that one, so this one is
+    /// over, and its key may have been one too many.
+    fn is_outnumbered(&self, origin: &Origin) -> bool {
+        let mut from = self.keys.range(origin..).map(|(known, _)| known);
+        from.next().is_some_and(|known| known != origin && known.node == origin.node)
     }
 
     /// What of these entries is proved by these warrants. None: something is not what its origin signed.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::Row;
+use crate::replica::warrants::KEYS_OF_NODE_MAX;
 use crate::warrant::{Run, Tree, leaf};
 
 /// The key of a node's first incarnation.
@@ -207,4 +208,55 @@ fn a_peer_that_passed_on_a_forged_write_is_asked_for_no_snapshot_for_a_while() {
     let asks = |messages: Vec<Message>| messages.iter().any(|message| matches!(message, Message::Ask { .. }));
     assert!(!asks(node.greet("b", much.clone())));
     assert!(asks(node.greet("d", much)));
+}
+
+/// A node's word on keys of incarnations of it.
+fn vouch_for(node: &mut Node, of: &str, incarnations: impl Iterator<Item = u64>) {
+    let voucher = |incarnation| {
+        let origin = Origin { node: name(of), incarnation };
+        Voucher::give(&Named(name(of)), &origin, signer(&name(of)).public(), 1).unwrap()
+    };
+    node.hear("b", Message::Vouch(incarnations.map(voucher).collect()));
+}
+
+fn known_of(node: &Node, of: &str) -> Vec<u64> {
+    let known: Vec<u64> =
+        node.replica.keys.keys().filter(|origin| origin.node == name(of)).map(|origin| origin.incarnation).collect();
+    let rows = node.engine.scan(layout::KEYS, layout::KEYS, usize::MAX).unwrap();
+    let stored: Vec<Origin> = rows.iter().filter_map(|row| layout::key_origin(&row.key)).collect();
+    let stored: Vec<u64> =
+        stored.into_iter().filter(|origin| origin.node == name(of)).map(|origin| origin.incarnation).collect();
+    assert_eq!(known, stored);
+    known
+}
+
+#[test]
+fn of_a_node_that_vouches_for_ever_more_incarnations_only_the_newest_keys_are_kept() {
+    let mut node = Node::new("n");
+    node.greet("b", VersionVector::default());
+    let max = KEYS_OF_NODE_MAX as u64;
+    vouch_for(&mut node, "c", 10..max + 10);
+    // The one that was vouched for when b was greeted was one too many.
+    assert_eq!(known_of(&node, "c"), (10..max + 10).collect::<Vec<_>>());
+    vouch_for(&mut node, "c", [3, 9, max + 20].into_iter());
+    assert_eq!(known_of(&node, "c").first(), Some(&11), "older ones take no room of newer ones");
+    assert_eq!(known_of(&node, "c").last(), Some(&(max + 20)));
+    assert_eq!((known_of(&node, "a"), known_of(&node, "b")), (vec![1], vec![1]));
+
+    // What stands of the oldest is passed on by who still knows its key: nobody forged it.
+    let passed_on = batch(vec![entry("c", 1, Stamp::at_ms(NOW_MS), "k")]);
+    assert!(!closes(&node.hear("b", passed_on)));
+    assert_eq!((node.value("k").is_some(), node.replica.counts().hearsay, forged(&node)), (true, 1, 0));
+}
+
+#[test]
+fn a_node_keeps_its_own_key_whatever_is_vouched_for_in_its_name() {
+    let mut node = Node::new("n");
+    node.greet("b", VersionVector::default());
+    let own = node.replica.origin().clone();
+    let later = own.incarnation + 1;
+    vouch_for(&mut node, "n", later..later + 2 * KEYS_OF_NODE_MAX as u64);
+    let known = known_of(&node, "n");
+    assert_eq!((known.len(), known[0]), (KEYS_OF_NODE_MAX, own.incarnation));
+    assert_eq!(node.replica.keys[&own], node.replica.signer.public());
 }
