@@ -54,6 +54,7 @@ pub struct Metrics {
     certificates: [(&'static str, IntGaugeVec); 2],
     acme_orders: IntCounterVec,
     log_dropped: IntCounterVec,
+    in_line: IntCounterVec,
     below_http: IntCounterVec,
     refused: IntCounterVec,
     plans_refused: IntCounterVec,
@@ -197,6 +198,12 @@ impl Metrics {
                 "Bytes that guests wrote to their log beyond their limit.",
                 &["app"],
             ),
+            in_line: counter(
+                &registry,
+                "selvage_requests_in_line_total",
+                "Requests that waited for their app's turn: their core was full, and other apps asked for it too.",
+                &["app"],
+            ),
             below_http: counter(
                 &registry,
                 "selvage_front_refused_total",
@@ -314,6 +321,11 @@ impl Metrics {
     /// It did not. Without a name it was the account that failed.
     pub(crate) fn acme_failed(&self, name: &str, cause: &str) {
         self.acme_orders.with_label_values(&[name, cause]).inc();
+    }
+
+    /// A request of `app` has to wait for its turn on a full core.
+    pub(crate) fn request_in_line(&self, app: &str) {
+        self.in_line.with_label_values(&[app]).inc();
     }
 
     /// What guests of `app` write more than their logs take.

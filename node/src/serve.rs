@@ -221,7 +221,10 @@ async fn answer(parts: &Arc<Parts>, mut request: Request, record: &mut Record) -
     let guest = Box::pin(answer_by_guest(request, &authority, found, &record.id));
     match pool {
         None => guest.await,
-        Some(pool) => Box::pin(in_turns(pool, arrived, guest)).await,
+        Some(pool) => {
+            parts.metrics.request_in_line(found.app().app().name.as_str());
+            Box::pin(in_turns(pool, arrived, guest)).await
+        }
     }
 }
 

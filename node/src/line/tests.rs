@@ -263,4 +263,11 @@ async fn a_neighbours_request_is_answered_before_a_flood_of_requests_that_came_f
     let answered = answered.lock().unwrap();
     let before = answered.iter().position(|app| *app == "neighbour").unwrap();
     assert!(answered.len() == 301 && before <= AT_ONCE, "{before}");
+    let text = parts.metrics.text();
+    let in_line = |app: &str| {
+        let line =
+            text.lines().find(|line| line.starts_with(&format!("selvage_requests_in_line_total{{app=\"{app}\"}}")));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok())
+    };
+    assert!(in_line("flood") >= Some(1) && in_line("neighbour") >= Some(1), "{text}");
 }
