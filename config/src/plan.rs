@@ -1,6 +1,7 @@
 //! A plan: what one node shall run now; and a status: what it says to run.
 
 mod delta;
+mod home;
 mod load;
 mod status_delta;
 
@@ -10,6 +11,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 pub use delta::{DeltaError, News, PlanDelta, SnapshotDelta, Told};
+pub use home::{FORMER_MAX, Former, HOMES_MAX, Home};
 pub use load::{BUCKETS, ReleaseLoad, bucket_end, bucket_of};
 pub use status_delta::{StatusDelta, StatusDeltaError};
 
@@ -63,13 +65,16 @@ pub struct Plan {
     /// Whether the node shall tell load balancers to send nothing more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drain: bool,
+    /// The stores that have a home. A store that is not among them, and never was, is decided wherever it is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub homes: Vec<Home>,
 }
 
 impl Plan {
     /// A plan without second releases, of a node that takes requests.
     pub fn new(node: NodeName, generation: u64, releases: Vec<Release>, peers: Vec<Peer>) -> Self {
-        let (candidates, watched) = (Vec::new(), Vec::new());
-        Self { node, generation, releases, peers, snapshot: None, candidates, watched, drain: false }
+        let (candidates, watched, homes) = (Vec::new(), Vec::new(), Vec::new());
+        Self { node, generation, releases, peers, snapshot: None, candidates, watched, drain: false, homes }
     }
 }
 

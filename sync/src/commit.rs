@@ -4,6 +4,9 @@
 //! writers and sends to the peers. So many writers share one flush, and no peer learns of a write that a crash can
 //! take back. A reader may see a write shortly before it is durable.
 
+mod home;
+mod session;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -11,18 +14,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use selvage_config::NodeName;
+use selvage_config::{NodeName, StoreName};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::engine::{Engine, EngineError};
 use crate::entry::{Dot, Key};
+use crate::home::{Homes, Place};
 use crate::planted::{self, Bug};
-use crate::read::{self, ReadError};
-use crate::record::Record;
 use crate::replica::{Action, Counts, Event, Health, Notice, Replica, Write, WriteError, Written};
 use crate::session::Token;
 use crate::store::KvError;
 use crate::wire::{Message, Reach};
+
+pub(crate) use self::home::HomeInput;
 
 /// Inputs of one group, at most.
 const GROUP_MAX: usize = 256;
@@ -32,9 +36,6 @@ pub(crate) const INPUTS_MAX: usize = 1024;
 
 /// What a writer waits for.
 pub(crate) type Reply = oneshot::Sender<Result<Written, KvError>>;
-
-/// Sessions that may wait for this node to catch up with them.
-const WAITING_MAX: usize = 4096;
 
 /// What must stand at a key for a write to be made.
 pub(crate) enum Seen {
@@ -82,6 +83,7 @@ pub(crate) enum Input {
         token: Token,
         reply: oneshot::Sender<()>,
     },
+    Home(HomeInput),
     Tick,
     Close,
 }
@@ -95,6 +97,7 @@ pub(crate) struct State {
     pub(crate) ahead_ms: i64,
     pub(crate) caught_up: bool,
     pub(crate) apart: BTreeMap<NodeName, u64>,
+    pub(crate) homes: Arc<BTreeMap<StoreName, Place>>,
 }
 
 /// [`State`], renewed at every tick.
@@ -129,6 +132,8 @@ struct Committer {
     full: Option<EngineError>,
     state: SharedState,
     waiting: Vec<(Token, oneshot::Sender<()>)>,
+    homes: Homes,
+    told: Vec<home::Told>,
     /// Where own writes are kept that were given up.
     discarded: PathBuf,
 }
@@ -141,6 +146,10 @@ pub(crate) fn run(
     state: SharedState,
     discarded: PathBuf,
 ) {
+    let (homes, unread) = match Homes::open(engine.as_ref(), replica.origin().node.clone()) {
+        Ok(homes) => (homes, None),
+        Err(error) => (Homes::none(replica.origin().node.clone()), Some(error)),
+    };
     let mut committer = Committer {
         replica,
         engine,
@@ -151,8 +160,13 @@ pub(crate) fn run(
         full: None,
         state,
         waiting: Vec::new(),
+        homes,
+        told: Vec::new(),
         discarded,
     };
+    if let Some(error) = unread {
+        committer.fail(error);
+    }
     committer.publish();
     let mut open = true;
     while open {
@@ -188,7 +202,7 @@ impl Committer {
                 }
                 Input::Write { key, write, seen, reply, _room } => {
                     rooms.push(_room);
-                    if let Some(Err(error)) = seen.map(|seen| self.stands(&key, &seen)) {
+                    if let Err(error) = self.admits(&key, seen.as_ref()) {
                         let _gone = reply.send(Err(error));
                         continue;
                     }
@@ -212,9 +226,12 @@ impl Committer {
                 Input::Roster(members) => Event::Roster(members),
                 Input::Heal(key) => Event::Heal(key),
                 Input::Await { token, reply } => {
-                    if self.waiting.len() < WAITING_MAX {
-                        self.waiting.push((token, reply));
-                    }
+                    self.wait(token, reply);
+                    continue;
+                }
+                Input::Home(input) => {
+                    publish |= input.is_shown();
+                    self.home(input, &mut later);
                     continue;
                 }
                 Input::Tick => Event::Tick,
@@ -236,10 +253,8 @@ impl Committer {
         for action in later {
             self.carry_out(action);
         }
-        let replica = &self.replica;
-        for (_, reply) in self.waiting.extract_if(.., |(token, reply)| reply.is_closed() || replica.has(token)) {
-            let _gone = reply.send(());
-        }
+        self.tell_homes();
+        self.tell_sessions();
         if publish {
             self.publish();
         }
@@ -254,6 +269,7 @@ impl Committer {
             ahead_ms: self.replica.ahead_ms(),
             caught_up: self.replica.is_caught_up(),
             apart: self.replica.apart(),
+            homes: Arc::new(self.homes.places(self.replica.origin().incarnation)),
         };
     }
 
@@ -300,25 +316,6 @@ impl Committer {
                     self.links.remove(&session);
                 }
             }
-        }
-    }
-
-    /// Whether what was `seen` stands at `key` now. Nothing is written between this and the event that follows.
-    fn stands(&self, key: &Key, seen: &Seen) -> Result<(), KvError> {
-        let name = || key.name.clone();
-        let now = now_ms();
-        let is = |record: &Record| match seen {
-            Seen::Value(value) => record.value(now) == *value,
-            Seen::Version(None) => !record.exists(now),
-            Seen::Version(Some(dot)) => {
-                record.exists(now) && record.newest().is_some_and(|newest| newest.version.dot == *dot)
-            }
-        };
-        match read::record(self.engine.as_ref(), key) {
-            Ok(record) if is(&record) => Ok(()),
-            Ok(_) => Err(KvError::Changed { key: name() }),
-            Err(ReadError::Corrupt(_)) => Err(KvError::Corrupt { key: name() }),
-            Err(ReadError::Engine(error)) => Err(KvError::Engine(error)),
         }
     }
 

@@ -8,6 +8,7 @@
 //! | vector | `v` node `0` incarnation | how far the origin is complete |
 //! | warrant | `w` node `0` incarnation last seq | what is known of a signed run of writes |
 //! | key | `k` node `0` incarnation | the origin's public key, and what proves it |
+//! | home | `h` store | who decides the store's writes |
 //! | fact | `m` name | layout, incarnation, signer, place, clock, cut, floor, bootstrap |
 //!
 //! Catch-up is a range scan of the index, collection one of the ends. Names hold no zero byte, so the zero ends them
@@ -47,10 +48,22 @@ pub(crate) const INDEX: &[u8] = b"o";
 pub(crate) const WARRANTS: &[u8] = b"w";
 /// The prefix of all keys of origins.
 pub(crate) const KEYS: &[u8] = b"k";
+/// The prefix of all homes.
+pub(crate) const HOMES: &[u8] = b"h";
 /// The prefix of all ends.
 pub(crate) const ENDS: &[u8] = b"x";
 
 const NUMBER_BYTES: usize = 8;
+
+/// The row of a store's home.
+pub(crate) fn home(store: &StoreName) -> Vec<u8> {
+    [HOMES, store.as_str().as_bytes()].concat()
+}
+
+/// The store whose home a row is of.
+pub(crate) fn home_store(row: &[u8]) -> Option<StoreName> {
+    std::str::from_utf8(row.strip_prefix(HOMES)?).ok()?.parse().ok()
+}
 
 pub(crate) fn record(key: &Key) -> Vec<u8> {
     let mut row = records(&key.store);

@@ -33,6 +33,8 @@ mod read;
 
 pub mod replica;
 
+pub mod home;
+
 mod commit;
 mod link;
 mod roster;
@@ -45,10 +47,11 @@ pub mod offline;
 mod simulator;
 
 pub use entry::{Content, Dot, Entry, Key, Origin};
+pub use home::Place;
 pub use replica::{Action, Counts, Event, Replica, Written};
 pub use roster::PeerAddr;
 pub use session::Token;
 pub use stamp::{Clock, Stamp};
-pub use store::{Identify, Kv, KvError, Listed, OpenError, Options, PeerStatus, Progress, Tls};
+pub use store::{HomeCounts, HomeError, Identify, Kv, KvError, Listed, OpenError, Options, PeerStatus, Progress, Tls};
 pub use trust::Trust;
 pub use vector::VersionVector;

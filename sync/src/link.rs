@@ -1,9 +1,11 @@
-//! Links: the one file of sockets.
+//! Links: the sockets, in this file and the one below it.
 //!
 //! Every pair of nodes has one QUIC connection with one stream in both directions. The node whose name comes first
 //! connects, again and again with a jittered wait; the other lets it in. Both verify the certificate by TLS and
 //! then that it stands for the node they mean (dialing) or for one of the roster (accepting). A link ends when the
 //! roster no longer has its peer, on isolation, and on any frame that is not one.
+
+mod ask;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,6 +29,9 @@ use crate::replica::{PEER_QUEUE_FRAMES_MAX, TICK_MS};
 use crate::roster::{PeerAddr, Roster};
 use crate::store::{Identify, Tls};
 use crate::wire;
+
+pub(crate) use self::ask::{Asked, Unanswered};
+use self::ask::{STREAMS_MAX, Standing};
 
 /// First wait before connecting again, milliseconds. It doubles.
 const BACKOFF_MS_MIN: u64 = 50;
@@ -122,6 +127,7 @@ pub(crate) struct Link {
     address: SocketAddr,
     own: NodeName,
     roster: watch::Sender<Roster>,
+    standing: Arc<Standing>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -132,6 +138,7 @@ struct Context {
     identify: Identify,
     inputs: mpsc::Sender<Input>,
     inbound: Arc<Semaphore>,
+    standing: Arc<Standing>,
     sessions: AtomicU64,
 }
 
@@ -143,6 +150,7 @@ impl Link {
         tls: Option<Tls>,
         identify: Identify,
         inputs: mpsc::Sender<Input>,
+        asked: mpsc::Sender<Asked>,
     ) -> Result<Self, LinkError> {
         let Tls { server, client, trust: _ } = tls.ok_or(LinkError::NoIdentity { address })?;
         let bind = |source| LinkError::Bind { address, source };
@@ -150,16 +158,18 @@ impl Link {
         endpoint.set_default_client_config(client_config(&client)?);
         let address = endpoint.local_addr().map_err(bind)?;
         let (roster, wanted) = watch::channel(Roster::default());
+        let standing = Arc::new(Standing::new(asked));
         let context = Arc::new(Context {
             own: own.clone(),
             endpoint,
             identify,
             inputs,
             inbound: Arc::new(Semaphore::new(INBOUND_BYTES_MAX)),
+            standing: Arc::clone(&standing),
             sessions: AtomicU64::new(1),
         });
         let supervisor = tokio::spawn(supervise(context, wanted));
-        Ok(Self { address, own, roster, supervisor: Mutex::new(Some(supervisor)) })
+        Ok(Self { address, own, roster, standing, supervisor: Mutex::new(Some(supervisor)) })
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -172,6 +182,16 @@ impl Link {
 
     pub(crate) fn set_peers(&self, peers: Vec<PeerAddr>) {
         self.roster.send_modify(|roster| roster.set(&self.own, peers));
+    }
+
+    /// Asks a peer.
+    pub(crate) async fn ask(
+        &self,
+        peer: &NodeName,
+        question: Bytes,
+        until: tokio::time::Instant,
+    ) -> Result<Bytes, Unanswered> {
+        self.standing.ask(peer, question, until).await
     }
 
     pub(crate) fn isolate(&self, on: bool) {
@@ -219,7 +239,7 @@ fn transport() -> TransportConfig {
     transport
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_MS).into()))
         .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
-        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1 + STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None);
     transport
@@ -403,10 +423,12 @@ async fn serve(
         return Ended::Committer;
     }
     tracing::info!(%peer, address = %connection.remote_address(), "link stands");
+    let _stands = context.standing.stands(&peer, session, &connection);
     // Whatever ends first ends the link: a frame cut off in the middle is never read as one.
     let ended = tokio::select! {
         ended = write(context, &peer, session, send, queue) => ended,
         ended = read(context, &peer, session, receive) => ended,
+        ended = ask::answer(context, &peer, &connection) => ended,
         _ = wanted.wait_for(unlisted) => Ended::Unlisted,
     };
     connection.close(VarInt::from_u32(0), b"link ended");
@@ -456,6 +478,7 @@ async fn read_frame(context: &Context, peer: &NodeName, session: u64, stream: &m
     let arrives = timeout(Duration::from_millis(FRAME_MS), stream.read_exact(&mut body));
     arrives.await.map_err(|_| Ended::SlowFrame)??;
     if let Some(message) = wire::decode(body.into())? {
+        context.standing.heard(peer, session, &message);
         let received = Input::Received { peer: peer.clone(), session, message, _room: room };
         context.inputs.send(received).await.map_err(|_| Ended::Committer)?;
     }

@@ -32,6 +32,16 @@ pub(crate) enum Bug {
     Sketch,
     /// A write is answered and sent before it is committed.
     AckFirst,
+    /// A home goes on when there is a newer one.
+    HomeFence,
+    /// A new home does not wait for what the one before had.
+    HomeEager,
+    /// A home that lost its disk is taken for the one that had it.
+    HomeTaken,
+    /// A home answers a read with what a crash can still take back.
+    HomeDirty,
+    /// A read is answered by the node that is asked, which is not the home.
+    HomeStale,
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //! that still fails; with `SELVAGE_TRACE=key`, and what happened to that key in it.
 
 mod checks;
-mod disk;
+pub(crate) mod disk;
 mod faults;
 mod plan;
 mod planted;

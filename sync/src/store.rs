@@ -1,6 +1,7 @@
 //! The KV as a node uses it.
 
 mod chunks;
+mod home;
 mod sweep;
 mod terms;
 mod watch;
@@ -35,6 +36,7 @@ use crate::trust::{Keyring, Nobody, Trust};
 pub use crate::commit::now_ms;
 use chunks::Manifest;
 pub use chunks::{HIDDEN, LARGE_BYTES_MAX};
+pub use home::{HomeCounts, HomeError};
 pub use terms::{Kept, METADATA_BYTES_MAX, Terms};
 pub use watch::{Change, Watched};
 
@@ -170,6 +172,9 @@ pub enum KvError {
         /// The key.
         key: String,
     },
+    /// The store has a home that did not do it.
+    #[error(transparent)]
+    Home(#[from] HomeError),
     /// The KV was closed.
     #[error("the kv is closed")]
     Closed,
@@ -249,6 +254,7 @@ struct Shared {
     room: Arc<Semaphore>,
     state: SharedState,
     link: Option<Link>,
+    told: home::Told,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     committer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -274,8 +280,9 @@ impl Kv {
         });
         let (vault, replica) = opened.await.map_err(|error| OpenError::Thread(std::io::Error::other(error)))??;
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
+        let (ask, asked) = mpsc::channel(home::ASKED_MAX);
         let (link, ticks) = match listen {
-            Some(address) => (Some(Link::start(node, address, tls, identify, inputs.clone())?), None),
+            Some(address) => (Some(Link::start(node, address, tls, identify, inputs.clone(), ask)?), None),
             None => {
                 // Alone, it is the whole roster, and nothing else makes time pass.
                 let _full = inputs.try_send(Input::Roster([node].into()));
@@ -295,11 +302,13 @@ impl Kv {
             room: Arc::new(Semaphore::new(WRITES_BYTES_MAX as usize)),
             state,
             link,
+            told: home::Told::default(),
             tasks: Mutex::new(ticks.into_iter().collect()),
             committer: Mutex::new(Some(committer)),
         };
         let shared = Arc::new(shared);
-        shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(sweep::start(&shared));
+        let own = [sweep::start(&shared), home::start(&shared), home::serve(&shared, asked)];
+        shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(own);
         Ok(Self { shared })
     }
 

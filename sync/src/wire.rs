@@ -28,8 +28,12 @@ use crate::warrant::Warrant;
 pub const ALPN: &[u8] = b"selvage-kv/1";
 
 /// The versions this build speaks. Version 1 had no reach, so a collected tombstone could come back by it; version 2 did
-/// not say in a [`Row`] how far its node had collected, so what was deleted by a node that came back could.
-pub const VERSIONS: Versions = Versions { min: 3, max: 3 };
+/// not say in a [`Row`] how far its node had collected, so what was deleted by a node that came back could. Version 3
+/// answers no questions.
+pub const VERSIONS: Versions = Versions { min: 3, max: 4 };
+
+/// The first version that answers questions on streams of their own.
+pub(crate) const QUESTIONS_SINCE: u16 = 4;
 
 /// Longest frame after its length field, bytes.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -491,7 +495,7 @@ fn patch_length(out: &mut [u8], start: usize) {
     out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
 }
 
-fn put_vector(out: &mut Vec<u8>, vector: &VersionVector) {
+pub(crate) fn put_vector(out: &mut Vec<u8>, vector: &VersionVector) {
     // What does not fit is left out: the receiver then has it sent once more, which is harmless.
     let count = vector.len().min(ORIGINS_MAX);
     out.put_u32(u32::try_from(count).expect("bounded above"));
@@ -501,7 +505,7 @@ fn put_vector(out: &mut Vec<u8>, vector: &VersionVector) {
     }
 }
 
-fn vector(fields: &mut Fields) -> Result<VersionVector, WireError> {
+pub(crate) fn vector(fields: &mut Fields) -> Result<VersionVector, WireError> {
     let count = usize::try_from(fields.u32()?).unwrap_or(usize::MAX);
     if count > ORIGINS_MAX {
         return Err(WireError::Origins(count));

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Peer, Plan};
+use super::{Candidate, Home, Peer, Plan};
 use crate::operator::Operators;
 use crate::release::{Release, ReleaseId};
 use crate::signature::{Envelope, EnvelopeSignature};
@@ -62,6 +62,9 @@ pub struct PlanDelta {
     pub drain: bool,
     /// What changed in the snapshot, if plans are signed.
     pub snapshot: Option<SnapshotDelta>,
+    /// All homes of stores, if they are others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub homes: Option<Vec<Home>>,
 }
 
 /// What changed from the snapshot of the plan before, and who signed all of it.
@@ -147,6 +150,7 @@ impl Plan {
             candidates: delta.candidates,
             watched: delta.watched,
             drain: delta.drain,
+            homes: delta.homes.unwrap_or_else(|| self.homes.clone()),
         })
     }
 }
@@ -256,6 +260,7 @@ mod tests {
             watched: Vec::new(),
             drain: false,
             snapshot: Some(SnapshotDelta::between(&before.0, &after.0, &after.1)),
+            homes: None,
         };
         (from, to, delta)
     }
@@ -282,6 +287,20 @@ mod tests {
             let news = News { nonce: "n".into(), plan };
             assert_eq!(serde_json::from_slice::<News>(&serde_json::to_vec(&news).unwrap()).unwrap(), news);
         }
+    }
+
+    #[test]
+    fn homes_are_told_when_they_are_others_and_stay_else() {
+        let (mut from, mut to, mut delta) = plans(2);
+        let home = Home::first("app-0001/default".parse().unwrap(), "fra-1".parse().unwrap(), 3);
+        from.homes = vec![home.clone()];
+        to.homes = vec![home.clone()];
+        assert_eq!(from.with(delta.clone()).unwrap(), to);
+        to.homes = vec![home.next(&"iad-1".parse().unwrap(), 0, 7).unwrap()];
+        delta.homes = Some(to.homes.clone());
+        assert_eq!(from.with(delta.clone()).unwrap(), to);
+        let news = News { nonce: "n".into(), plan: Told::Delta(Box::new(delta)) };
+        assert_eq!(serde_json::from_slice::<News>(&serde_json::to_vec(&news).unwrap()).unwrap(), news);
     }
 
     #[test]

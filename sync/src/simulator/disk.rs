@@ -11,7 +11,7 @@ use crate::engine::{Batch, Engine, EngineError, Memory, Row};
 
 /// Rows as a process sees them, and as a crash leaves them.
 #[derive(Default)]
-pub(super) struct Disk {
+pub(crate) struct Disk {
     seen: RwLock<Memory>,
     state: RwLock<State>,
 }
@@ -47,7 +47,7 @@ impl State {
 
 impl Disk {
     /// Power is lost: of what was not flushed a beginning is kept, perhaps nothing.
-    pub(super) fn crash(&self, rng: &mut StdRng) {
+    pub(crate) fn crash(&self, rng: &mut StdRng) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let kept = rng.random_range(0..=state.waiting.len());
         state.keep(kept);
@@ -55,7 +55,7 @@ impl Disk {
     }
 
     /// A copy of what is durable.
-    pub(super) fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let copied = State { durable: state.durable.clone(), waiting: Vec::new() };
         Self { seen: RwLock::new(copied.memory()), state: RwLock::new(copied) }

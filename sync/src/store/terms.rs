@@ -7,10 +7,11 @@
 use bytes::{Buf as _, BufMut as _, Bytes};
 use selvage_config::StoreName;
 
-use super::{Kv, KvError, check, is_shown};
-use crate::commit::{Seen, now_ms};
+use super::{Kv, KvError, is_shown};
+use crate::commit::now_ms;
 use crate::entry::Dot;
-use crate::replica::{Write, Written};
+use crate::home::wire::{Op, Outcome};
+use crate::replica::Written;
 
 /// Longest metadata of a key, bytes.
 pub const METADATA_BYTES_MAX: usize = 1024;
@@ -77,13 +78,11 @@ pub(super) fn parts(stored: &Bytes) -> (Bytes, Bytes) {
 impl Kv {
     /// Sets a key on terms.
     pub async fn set_on(&self, store: &StoreName, key: &str, value: Bytes, terms: Terms) -> Result<Written, KvError> {
-        check("metadata", terms.metadata.len(), METADATA_BYTES_MAX)?;
-        let Terms { expires_ms, metadata } = terms;
-        self.replace(store, key, Write::Set { value, expires_ms }, metadata, None).await
+        self.written(store, key, Op::Set { value, terms }).await
     }
 
     /// As [`Kv::set_on`], if the newest write of the key is `seen` at that moment, or if it does not exist and `seen` is
-    /// none; nothing is written otherwise. It compares what this node knows, as [`Kv::swap`] does.
+    /// none; nothing is written otherwise. It compares as [`Kv::swap`] does.
     pub async fn set_if(
         &self,
         store: &StoreName,
@@ -92,17 +91,13 @@ impl Kv {
         terms: Terms,
         seen: Option<Dot>,
     ) -> Result<Option<Written>, KvError> {
-        check("metadata", terms.metadata.len(), METADATA_BYTES_MAX)?;
-        let Terms { expires_ms, metadata } = terms;
-        let write = Write::Set { value, expires_ms };
-        match self.replace(store, key, write, metadata, Some(Seen::Version(seen))).await {
-            Ok(written) => Ok(Some(written)),
-            Err(KvError::Changed { .. }) => Ok(None),
-            Err(error) => Err(error),
+        match self.decide(store, key, Op::SetIf { value, terms, seen }).await? {
+            Outcome::Written(written) => Ok(Some(written)),
+            Outcome::Changed | Outcome::Found(_) => Ok(None),
         }
     }
 
-    /// The value of a key with its terms.
+    /// The value of a key with its terms, as this node has it.
     pub fn get_kept(&self, store: &StoreName, key: &str) -> Result<Option<Kept>, KvError> {
         is_shown(key)?;
         let mut record = self.record(store, key)?;

@@ -7,14 +7,16 @@ use selvage_config::StoreName;
 use tokio::sync::oneshot;
 
 use super::chunks::{self, LARGE_BYTES_MAX, Manifest};
-use super::{Kv, KvError, WRITE_OVERHEAD_BYTES, check, is_shown, terms};
+use super::home::sum;
+use super::{Kv, KvError, Terms, WRITE_OVERHEAD_BYTES, check, is_shown, terms};
 use crate::commit::{Input, Seen, now_ms};
 use crate::entry::{Content, KEY_BYTES_MAX, Key, VALUE_BYTES_MAX};
+use crate::home::wire::{Op, Outcome};
 use crate::record::Record;
 use crate::replica::{Write, Written};
 
 impl Kv {
-    /// Sets a key. It is durable here when this returns, and on its way to the peers.
+    /// Sets a key. It is durable when this returns, here or at the store's home, and on its way to the peers.
     pub async fn set(&self, store: &StoreName, key: &str, value: Bytes) -> Result<(), KvError> {
         self.set_until(store, key, value, None).await.map(|_| ())
     }
@@ -27,7 +29,7 @@ impl Kv {
         value: Bytes,
         expires_ms: Option<u64>,
     ) -> Result<Written, KvError> {
-        self.replace(store, key, Write::Set { value, expires_ms }, Bytes::new(), None).await
+        self.set_on(store, key, value, Terms { expires_ms, metadata: Bytes::new() }).await
     }
 
     /// Sets a key beside the values that other nodes set at the same time: [`Kv::siblings`] shows all of them, until
@@ -43,29 +45,22 @@ impl Kv {
     }
 
     /// Sets a key if its value is `seen` at that moment; whether it was. Between the comparison and the write nothing
-    /// comes, neither a local write nor one of a peer. What is on its way from a peer is not seen: in the order of
-    /// stamps it may come before this, and is then lost, as by any later `set`. So it is no lock between nodes.
+    /// comes, neither a local write nor one of a peer. Of a store that has a home all nodes' writes are compared and made
+    /// there, one after the other: it is a lock between nodes. Of one that has none, what is on its way from a peer is
+    /// not seen: in the order of stamps it may come before this, and is then lost, as by any later `set`.
     pub async fn swap(&self, store: &StoreName, key: &str, seen: Option<&[u8]>, value: Bytes) -> Result<bool, KvError> {
-        let raw = self.raw(store, key)?;
-        let stands = raw.as_ref().map(|raw| self.whole(store, key, raw)).transpose()?;
-        if stands.as_deref() != seen {
-            return Ok(false);
-        }
-        let write = Write::Set { value, expires_ms: None };
-        match self.replace(store, key, write, Bytes::new(), Some(Seen::Value(raw))).await {
-            Ok(_) => Ok(true),
-            Err(KvError::Changed { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        let outcome = self.decide(store, key, Op::Swap { value, seen: seen.map(sum) }).await?;
+        Ok(matches!(outcome, Outcome::Written(_)))
     }
 
-    /// Deletes a key, whether it exists or not. It is durable here when this returns.
+    /// Deletes a key, whether it exists or not. It is durable when this returns.
     pub async fn delete(&self, store: &StoreName, key: &str) -> Result<(), KvError> {
-        self.replace(store, key, Write::Delete, Bytes::new(), None).await.map(|_| ())
+        self.written(store, key, Op::Delete).await.map(|_| ())
     }
 
-    /// Adds `delta` to a counter, returns its value as this node knows it. Increments on several nodes at once all
-    /// count. A key that does not exist counts from zero, a value of 8 bytes from that little-endian number.
+    /// Adds `delta` to a counter, returns its value: as the store's home knows it, or as this node does where there is
+    /// none. Increments on several nodes at once all count. A key that does not exist counts from zero, a value of 8
+    /// bytes from that little-endian number.
     pub async fn increment(&self, store: &StoreName, key: &str, delta: i64) -> Result<i64, KvError> {
         self.increment_until(store, key, delta, None).await.map(|(counted, _)| counted)
     }
@@ -78,10 +73,10 @@ impl Kv {
         delta: i64,
         expires_ms: Option<u64>,
     ) -> Result<(i64, Written), KvError> {
-        is_shown(key)?;
-        self.has_room(store, 0)?;
-        let written = self.write(store, key, Write::Increment { delta, expires_ms }, None).await?;
-        Ok((written.counted.expect("the replica tells an increment's value"), written))
+        let written = self.written(store, key, Op::Increment { delta, expires_ms }).await?;
+        // The replica tells an increment's value; a home that does not is none.
+        let counted = written.counted.ok_or_else(|| KvError::NotCounter { key: key.to_owned() })?;
+        Ok((counted, written))
     }
 
     /// Makes a write that replaces what stands there, and then deletes the chunks of what no longer does.
@@ -146,7 +141,7 @@ impl Kv {
     }
 
     /// Quotas bind this node's own writes. What peers send is always taken: nodes must end with the same.
-    fn has_room(&self, store: &StoreName, bytes: usize) -> Result<(), KvError> {
+    pub(super) fn has_room(&self, store: &StoreName, bytes: usize) -> Result<(), KvError> {
         let within = |what: &dyn Fn() -> String, used: u64, max: u64| {
             let fits = used.saturating_add(bytes as u64) <= max;
             if fits { Ok(()) } else { Err(KvError::Quota { what: what(), bytes: used, max }) }

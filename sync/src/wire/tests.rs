@@ -215,7 +215,7 @@ fn the_bytes_of_version_3_are_these() {
         ),
         (
             Message::Hello { versions: VERSIONS, node: origin.node.clone(), vector: vector.clone(), reach },
-            "01000300030001610000000100016100000000000000020000000000000003\
+            "01000300040001610000000100016100000000000000020000000000000003\
              00000000000000070000000000000005",
         ),
         (

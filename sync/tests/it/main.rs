@@ -5,6 +5,7 @@
 mod alone;
 mod fleet;
 mod forgery;
+mod home;
 mod mesh;
 mod refusals;
 mod terms;
