@@ -79,6 +79,7 @@ fn serve(directory: &Path) {
         sealing_key: None,
         registry: RegistryConfig::default(),
         nats: None,
+        stores: Default::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -3,6 +3,7 @@
 
 mod advance;
 mod history;
+mod homes;
 mod load;
 mod members;
 mod others;
@@ -32,6 +33,7 @@ use crate::releases::{self, Proposal, ReleaseError};
 use crate::state::{KeyValue, NodeRecord, Order, Records, ReleaseRecord, State, StateError};
 
 pub(crate) use advance::Moved;
+pub(crate) use homes::Homes;
 pub(crate) use members::{MemberError, Said};
 pub(crate) use others::Followed;
 

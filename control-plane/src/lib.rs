@@ -32,6 +32,7 @@ mod freshness;
 
 mod listen;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -40,7 +41,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use selvage_certs::{AuthorityError, FileError, OperatorName, Seal, TlsError};
-use selvage_config::control_plane::{ControlPlaneConfig, Operator, RegistryConfig};
+use selvage_config::StoreName;
+use selvage_config::control_plane::{ControlPlaneConfig, Operator, RegistryConfig, StoreRule};
 use selvage_config::operator::Operators;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -183,7 +185,7 @@ impl ControlPlane {
         let shared = journal.clone().map(|journal| (journal, keys));
         let registry_config = config.registry.clone();
         let sealing = config.sealing_key.unwrap_or_else(|| directory.join("sealing.key"));
-        let told = told(&config.operators);
+        let told = Told { operators: told(&config.operators), stores: config.stores };
         let own = (signer, told.clone());
         let opened = disk::wait(move || open(&directory, &sealing, registry_config, own, shared.as_ref())).await?;
         let upstreams = {
@@ -249,6 +251,20 @@ fn told(operators: &[Operator]) -> Operators {
     certified.map(|operator| (operator.name.clone(), operator.rights())).collect()
 }
 
+/// What plans tell of the configuration.
+#[derive(Clone)]
+struct Told {
+    operators: Operators,
+    stores: BTreeMap<StoreName, StoreRule>,
+}
+
+impl Told {
+    fn to(&self, fleet: &Fleet) -> Result<(), StateError> {
+        fleet.tell_of(&self.operators)?;
+        fleet.settle_homes(&self.stores)
+    }
+}
+
 /// What lies in the state directory.
 struct Opened {
     fleet: Fleet,
@@ -261,7 +277,7 @@ fn open(
     directory: &Path,
     sealing: &Path,
     config: RegistryConfig,
-    (signer, operators): (Option<Signer>, Operators),
+    (signer, told): (Option<Signer>, Told),
     shared: Option<&(Arc<Journal>, Keys)>,
 ) -> Result<Opened, StartError> {
     let make = |path: PathBuf| {
@@ -297,7 +313,7 @@ fn open(
     let audit = Audit::open(&path).map_err(|source| StartError::Directory { path, source })?;
     let fleet = Fleet::open(state, signer)?;
     if shared.is_none() {
-        fleet.tell_of(&operators)?;
+        told.to(&fleet)?;
     }
     Ok(Opened { fleet, registry, audit, token_key })
 }
@@ -358,14 +374,14 @@ async fn settle(parts: Arc<Parts>) {
     }
 }
 
-/// Has plans tell of the operators of this control plane's file, where the state is shared: once, when the journal is
-/// followed and takes it.
-async fn tell_of(parts: Arc<Parts>, operators: Operators) {
+/// Has plans tell what this control plane's file says, where the state is shared: once, when the journal is followed and
+/// takes it.
+async fn tell_of(parts: Arc<Parts>, told: Told) {
     loop {
-        let (at, operators) = (Arc::clone(&parts), operators.clone());
-        match disk::wait(move || at.fleet.tell_of(&operators)).await {
+        let (at, told) = (Arc::clone(&parts), told.clone());
+        match disk::wait(move || told.to(&at.fleet)).await {
             Ok(()) => return,
-            Err(error) => tracing::warn!(%error, "nodes are not told of the operators yet"),
+            Err(error) => tracing::warn!(%error, "nodes are not told of the operators and homes yet"),
         }
         tokio::time::sleep(AWAY).await;
     }

@@ -99,6 +99,7 @@ impl Records {
             candidates: Vec::new(),
             watched: Vec::new(),
             drain: member.is_some_and(|member| member.drain),
+            homes: self.homes.values().cloned().collect(),
         };
         for (name, app) in &self.apps {
             let Some(placed) = app.placed(name, node, member) else { continue };
@@ -176,7 +177,7 @@ pub(crate) fn next_generation(before: &Records, after: &Records) -> u64 {
     if !before.is_told_as(after) {
         return before.generation.max(after.told_generation()).saturating_add(1);
     }
-    let is_same = before.has_same_peers(after) && before.operators == after.operators;
+    let is_same = before.has_same_peers(after) && before.operators == after.operators && before.homes == after.homes;
     let is_news = !is_same && !after.is_behind();
     if is_news { before.generation.saturating_add(1) } else { before.generation }
 }
@@ -473,6 +474,16 @@ mod tests {
         revoked.digests.insert(selvage_config::Digest::of(b"bad"));
         let after = Records { revoked: Arc::new(revoked), ..none.clone() };
         assert_eq!(next_generation(&none, &after), 1);
+    }
+
+    #[test]
+    fn a_home_makes_a_new_generation_and_every_plan_names_it() {
+        let none = Records::default();
+        let home = selvage_config::plan::Home::first("a/b".parse().unwrap(), "fra-1".parse().unwrap(), 7);
+        let homes = Arc::new([(home.store.clone(), home.clone())].into());
+        let after = Records { homes, ..none.clone() };
+        assert_eq!(next_generation(&none, &after), 1);
+        assert_eq!(after.plan(&"x".parse().unwrap(), Reader::Node).homes, [home]);
     }
 
     #[test]

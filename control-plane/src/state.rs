@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use selvage_certs::Seal;
 use selvage_config::operator::Operators;
+use selvage_config::plan::Home;
 use selvage_config::snapshot::Revoked;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -27,6 +28,7 @@ pub(crate) use records::{
 };
 pub(crate) use shared::{Member, Standing};
 
+use crate::fleet::Homes;
 use crate::journal::{Journal, JournalError};
 
 /// Memory for pages of the database, bytes.
@@ -39,6 +41,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const GENERATION: &[u8] = b"generation";
 const REVOKED: &[u8] = b"revoked";
 const OPERATORS: &[u8] = b"operators";
+const HOMES: &[u8] = b"homes";
 const APP: &[u8] = b"app/";
 const NODE: &[u8] = b"node/";
 const MEMBER: &[u8] = b"member/";
@@ -167,6 +170,7 @@ impl State {
             joins: self.load_all(JOIN)?,
             revoked: Arc::new(revoked),
             operators,
+            homes: self.tree.get(HOMES)?.map(|bytes| homes_of(&bytes)).transpose()?.unwrap_or_default(),
         })
     }
 
@@ -234,6 +238,9 @@ impl State {
                 None => rows.remove(Table::Fleet, OPERATORS.to_vec()),
             }
         }
+        if before.homes != after.homes {
+            rows.put(Table::Fleet, HOMES.to_vec(), homes_row(&after.homes));
+        }
         self.put_changed(&mut rows, APP, &before.apps, &after.apps)?;
         self.put_changed(&mut rows, NODE, &before.nodes, &after.nodes)?;
         self.put_changed(&mut rows, MEMBER, &before.members, &after.members)?;
@@ -242,7 +249,8 @@ impl State {
             || before.apps != after.apps
             || before.members != after.members
             || before.joins != after.joins
-            || before.operators != after.operators;
+            || before.operators != after.operators
+            || before.homes != after.homes;
         // A node that is gone is gone everywhere, and one that is new, or elsewhere, is known to be.
         let is_shared = || self.journal().is_some() && !before.has_same_nodes(after);
         self.write(&rows, is_lasting || is_shared())
@@ -257,6 +265,9 @@ impl State {
         rows.put(Table::Fleet, REVOKED.to_vec(), revoked);
         if let Some(operators) = &records.operators {
             rows.put(Table::Fleet, OPERATORS.to_vec(), operators_row(operators));
+        }
+        if !records.homes.is_empty() {
+            rows.put(Table::Fleet, HOMES.to_vec(), homes_row(&records.homes));
         }
         self.put_changed(&mut rows, APP, &none.apps, &records.apps)?;
         self.put_changed(&mut rows, NODE, &none.nodes, &records.nodes)?;
@@ -335,6 +346,17 @@ fn operators_of(bytes: &[u8]) -> Result<Arc<Operators>, StateError> {
     read.map(Arc::new).map_err(|source| StateError::Record { key: "operators".into(), source })
 }
 
+/// A list: each home names its store.
+fn homes_row(homes: &Homes) -> Vec<u8> {
+    serde_json::to_vec(&homes.values().collect::<Vec<_>>()).expect("it has only strings and numbers")
+}
+
+fn homes_of(bytes: &[u8]) -> Result<Arc<Homes>, StateError> {
+    let read = serde_json::from_slice::<Vec<Home>>(bytes);
+    let homes = read.map_err(|source| StateError::Record { key: "homes".into(), source })?;
+    Ok(Arc::new(homes.into_iter().map(|home| (home.store.clone(), home)).collect()))
+}
+
 fn revoked_of(bytes: &[u8]) -> Result<Revoked, StateError> {
     serde_json::from_slice(bytes).map_err(|source| StateError::Record { key: "revoked".into(), source })
 }
@@ -381,12 +403,14 @@ mod tests {
             secrets: [("token".to_owned(), "s3cret".to_owned())].into(),
             ..AppRecord::default()
         };
+        let home = Home::first("shop/orders".parse().unwrap(), "fra-1".parse().unwrap(), 3);
         let empty = Records::default();
         let full = Records {
             generation: 3,
             apps: [("hello".parse().unwrap(), Arc::new(app.clone()))].into(),
             revoked: Arc::new(Revoked { identities: ["eve".to_owned()].into(), ..Revoked::default() }),
             operators: Some(Arc::new([("ada".to_owned(), OperatorRights::default())].into())),
+            homes: Arc::new([(home.store.clone(), home)].into()),
             ..empty.clone()
         };
         let state =
@@ -398,6 +422,7 @@ mod tests {
             State::open(&directory.path().join("db"), Seal::open(&directory.path().join("key")).unwrap()).unwrap();
         let read = state.load().unwrap();
         assert_eq!((read.generation, &read.revoked, &read.operators), (3, &full.revoked, &full.operators));
+        assert_eq!(read.homes, full.homes);
         assert_eq!(*read.apps[&"hello".parse().unwrap()], app);
         state.save(&full, &Records { generation: 4, ..Records::default() }).unwrap();
         assert!(state.load().unwrap().apps.is_empty());

@@ -80,6 +80,7 @@ impl Changes {
             watched: Vec::new(),
             drain: members.1.is_some_and(|member| member.drain),
             snapshot: self.snapshot.clone(),
+            homes: (self.base.homes != self.now.homes).then(|| self.now.homes.values().cloned().collect()),
         };
         for app in apps {
             let before = self.base.release_on(node, app);

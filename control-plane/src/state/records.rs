@@ -12,6 +12,8 @@ use selvage_config::snapshot::Revoked;
 use selvage_config::{AppName, Digest, NodeName, Region};
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::Homes;
+
 /// All that plans are made from.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Records {
@@ -25,6 +27,8 @@ pub(crate) struct Records {
     pub(crate) revoked: Arc<Revoked>,
     /// The operators whom nodes let in. None where plans are not signed.
     pub(crate) operators: Option<Arc<Operators>>,
+    /// Stores that have a home. It only grows: nodes that were told of one never forget it.
+    pub(crate) homes: Arc<Homes>,
 }
 
 /// One app's releases. An app that was removed keeps its record, so that a number never names two releases.

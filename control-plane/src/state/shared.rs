@@ -243,6 +243,8 @@ impl State {
                 after.revoked = Arc::new(value.map_or_else(|| Ok(Default::default()), super::revoked_of)?);
             } else if key == OPERATORS {
                 after.operators = value.map(super::operators_of).transpose()?;
+            } else if key == super::HOMES {
+                after.homes = value.map(super::homes_of).transpose()?.unwrap_or_default();
             } else if let Some(name) = key.strip_prefix(APP) {
                 self.set(&mut after.apps, key, name, value)?;
             } else if let Some(name) = key.strip_prefix(NODE) {

@@ -8,6 +8,7 @@ mod document;
 mod fleet;
 mod freshness;
 mod garbage;
+mod homes;
 mod joining;
 mod plans;
 mod registry;

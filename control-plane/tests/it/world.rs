@@ -77,6 +77,7 @@ impl World {
             sealing_key: None,
             registry: RegistryConfig::default(),
             nats: None,
+            stores: Default::default(),
         }
     }
 

@@ -48,6 +48,7 @@ async fn mirror_of(world: &World, url: &str, tag_seconds: u64) -> (ControlPlane,
         sealing_key: None,
         registry: RegistryConfig { upstreams: vec![upstream], ..RegistryConfig::default() },
         nats: None,
+        stores: Default::default(),
     };
     let control_plane = ControlPlane::start(config).await.unwrap();
     let asker = world.ops().at(&format!("https://{}", control_plane.address()));
