@@ -22,7 +22,7 @@ const TOKEN: &str = "selvage-kv-token";
 /// `selvage kv`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  selvage kv --node fra-1 set counter/default greeting hello\n  selvage kv --node sin-1 get counter/default greeting\n  selvage kv --node sin-1 watch counter/default\n  selvage kv --node iad-1 lag\n  selvage kv check --dir /var/lib/selvage/kv"
+    after_help = "Examples:\n  selvage kv --node fra-1 set counter/default greeting hello\n  selvage kv --node sin-1 get counter/default greeting\n  selvage kv --node sin-1 watch counter/default\n  selvage kv --node iad-1 lag\n  selvage kv --node iad-1 homes\n  selvage kv check --dir /var/lib/selvage/kv"
 )]
 pub(crate) struct Arguments {
     /// Which node. The commands with --dir need none.
@@ -108,6 +108,9 @@ enum Action {
     /// Show the peers and how far each is behind.
     #[command(visible_alias = "peers", after_help = "Example:\n  selvage kv --node iad-1 lag")]
     Lag,
+    /// Show which node decides the writes of each store that has a home, as the node knows it.
+    #[command(after_help = "Example:\n  selvage kv --node iad-1 homes")]
+    Homes,
     #[command(flatten)]
     Offline(offline::Action),
 }
@@ -168,6 +171,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
             watch(&client, address, &store, &prefix, count, output).await?;
         }
         Action::Lag => peers(&client, address, output).await?,
+        Action::Homes => homes(&client, address, &node, output).await?,
         Action::Offline(_) => {}
     }
     Ok(ExitCode::SUCCESS)
@@ -227,6 +231,21 @@ async fn peers(client: &Client, address: std::net::SocketAddr, output: Output) -
             &rows,
         ),
     );
+    Ok(())
+}
+
+async fn homes(client: &Client, address: std::net::SocketAddr, node: &NodeName, output: Output) -> Result<(), Report> {
+    let answer: serde_json::Value =
+        json(client.admin(Method::GET, address, "/homes"), "ask for the homes of stores").await?;
+    let homes = answer.as_array().cloned().unwrap_or_default();
+    let row = |home: &serde_json::Value| {
+        let at = home["home"].as_str().unwrap_or(node.as_str()).to_owned();
+        let waits_for = home["waits_for"].as_array().into_iter().flatten().filter_map(|node| node.as_str());
+        let waits_for = waits_for.collect::<Vec<_>>().join(" ");
+        vec![cell(home, "store"), at, cell(home, "state"), cell(home, "term"), waits_for]
+    };
+    let rows: Vec<Vec<String>> = homes.iter().map(row).collect();
+    output.answer(&answer, table(&["STORE", "HOME", "STATE", "TERM", "WAITS FOR"], &rows));
     Ok(())
 }
 

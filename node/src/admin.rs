@@ -285,6 +285,7 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
             }
             if let Some(kv) = &admin.kv {
                 admin.parts.metrics.kv_progress(&kv.progress());
+                admin.parts.metrics.kv_homes(&kv.homes(), kv.home_counts());
             }
             if let Some(Ok(stats)) = admin.kv.as_ref().map(Kv::stats) {
                 admin.parts.metrics.kv_engine(&stats);
@@ -295,8 +296,16 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
         (_, "/healthz" | "/readyz" | "/metrics" | "/status") => {
             refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET")
         }
+        (method, path) if admin.kv.is_some() && path.starts_with("/homes") => {
+            match (&admin.kv, path.strip_prefix("/homes")) {
+                (Some(kv), Some(rest)) => kv::homes(kv, rest, method),
+                _ => refuse(StatusCode::NOT_FOUND, "no KV", "this node runs without KV"),
+            }
+        }
         (_, path) => match (&admin.kv, path.strip_prefix("/kv/"), path.strip_prefix("/peers")) {
-            (_, None, None) => refuse(StatusCode::NOT_FOUND, "no such path", "see /status, /metrics, /kv/, /peers"),
+            (_, None, None) => {
+                refuse(StatusCode::NOT_FOUND, "no such path", "see /status, /metrics, /kv/, /homes, /peers")
+            }
             (None, ..) => refuse(StatusCode::NOT_FOUND, "no KV", "this node runs without KV"),
             (Some(kv), Some(rest), _) => kv::answer(kv, rest, request).await,
             (Some(kv), None, Some(rest)) => kv::peers(kv, rest, request).await,

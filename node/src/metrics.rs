@@ -1,11 +1,14 @@
 //! What the node counts. This is the only file that names a metric.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use selvage_config::StoreName;
+use selvage_sync::{HomeCounts, Place};
 
 use crate::fault::Fault;
 use crate::request::Protocol;
@@ -63,6 +66,7 @@ pub struct Metrics {
     kv_apart: IntGaugeVec,
     kv_connected: IntGaugeVec,
     kv_replication: IntGaugeVec,
+    kv_homes: IntGaugeVec,
     kv_held: IntGaugeVec,
     kv_corrupt: IntGauge,
 }
@@ -142,6 +146,29 @@ fn certificates_of(registry: &Registry, source: &str) -> IntGaugeVec {
     let metric = IntGaugeVec::new(options, &["name"]).expect(FIXED);
     registry.register(Box::new(metric.clone())).expect(FIXED);
     metric
+}
+
+fn kv_homes(registry: &Registry) -> IntGaugeVec {
+    gauge(
+        registry,
+        "selvage_kv_homes",
+        "Stores whose home is here, elsewhere, coming here (it waits for what the homes before had) or lost; and what \
+         was asked of homes: carried there, decided here for peers, refused for want of a link or a home, unknown \
+         for want of an answer, and writes that came back late.",
+        &["what"],
+    )
+}
+
+fn kv_replication(registry: &Registry) -> IntGaugeVec {
+    gauge(
+        registry,
+        "selvage_kv_replication",
+        "How replication stands: writes that lost against concurrent ones (conflicts), entries from the future, \
+         entries refused for their age (stale) or since nothing proves whose they are (forged), those of past origins \
+         taken on a peer's word (hearsay), collected ones, old differences that proofs found (diverged), \
+         proofs that found none, the fleet's time ahead of this clock (ahead_ms), and whether all is here.",
+        &["what"],
+    )
 }
 
 impl Default for Metrics {
@@ -241,15 +268,8 @@ impl Metrics {
                 &["peer"],
             ),
             kv_connected: gauge(&registry, "selvage_kv_connected", "Whether there is a link to a peer.", &["peer"]),
-            kv_replication: gauge(
-                &registry,
-                "selvage_kv_replication",
-                "How replication stands: writes that lost against concurrent ones (conflicts), entries from the future, \
-                 entries refused for their age (stale) or since nothing proves whose they are (forged), those of past origins \
-                 taken on a peer's word (hearsay), collected ones, old differences that proofs found (diverged), \
-                 proofs that found none, the fleet's time ahead of this clock (ahead_ms), and whether all is here.",
-                &["what"],
-            ),
+            kv_homes: kv_homes(&registry),
+            kv_replication: kv_replication(&registry),
             kv_held: gauge(
                 &registry,
                 "selvage_kv_held",
@@ -392,6 +412,26 @@ impl Metrics {
             self.kv_replication.with_label_values(&[what]).set(i64::try_from(number).unwrap_or(i64::MAX));
         }
         self.kv_replication.with_label_values(&["ahead_ms"]).set(progress.ahead_ms);
+    }
+
+    /// How homes of stores stand, and what became of what was asked of them.
+    pub fn kv_homes(&self, homes: &BTreeMap<StoreName, Place>, counts: HomeCounts) {
+        let of = |is: fn(&Place) -> bool| homes.values().filter(|place| is(place)).count() as u64;
+        let HomeCounts { carried, decided, refused, unknown, late } = counts;
+        let facts = [
+            ("here", of(|place| matches!(place, Place::Here { .. }))),
+            ("elsewhere", of(|place| matches!(place, Place::At { .. }))),
+            ("coming", of(|place| matches!(place, Place::Coming { lost: None, .. }))),
+            ("lost", of(|place| matches!(place, Place::Coming { lost: Some(_), .. }))),
+            ("carried", carried),
+            ("decided", decided),
+            ("refused", refused),
+            ("unknown", unknown),
+            ("late", late),
+        ];
+        for (what, number) in facts {
+            self.kv_homes.with_label_values(&[what]).set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
     }
 
     /// How the engine of the KV stands.

@@ -285,7 +285,8 @@ async fn start_control_plane(directory: &Path, listen: SocketAddr) -> Result<Con
         "listen = \"{listen}\"\nstate_dir = \"state\"\n\n[identity]\ncertificate = \"../certs/control-plane.pem\"\n\
          key = \"../certs/control-plane.key\"\nroots = \"../certs/ca.pem\"\n\n\
          [[operators]]\nname = \"{OPERATOR}\"\n\n\
-         [plans]\nkey = \"../certs/plan.key\"\nroots = [\"../certs/root-1.json\"]\n"
+         [plans]\nkey = \"../certs/plan.key\"\nroots = [\"../certs/root-1.json\"]\n\n\
+         [stores.\"orders/default\"]\nhome = \"fra-1\"\n"
     );
     written(&path, &text)?;
     let config = ControlPlaneConfig::parse(&path, &text)?;

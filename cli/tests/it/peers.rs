@@ -158,7 +158,23 @@ fn kv(demo: &Demo) {
     assert!(listed.contains("greeting"), "{listed}");
     let peers = well("kv lag", &demo.selvage(&["kv", "--node", "iad-1", "lag"]));
     assert!(peers.contains("fra-1") && peers.contains("sin-1"), "{peers}");
+    home(demo);
     watch(demo);
+}
+
+/// A store with a home: whoever writes elsewhere reads it there at once.
+fn home(demo: &Demo) {
+    let set = ["kv", "--node", "sin-1", "set", "orders/default", "next", "7"];
+    let began = std::time::Instant::now();
+    // The first home waits for all nodes.
+    while !demo.selvage(&set).status.success() {
+        assert!(began.elapsed().as_secs() < 60, "{}", String::from_utf8_lossy(&demo.selvage(&set).stderr));
+    }
+    assert_eq!(demo.selvage(&["kv", "--node", "sin-1", "get", "orders/default", "next"]).stdout, b"7");
+    let homes = well("kv homes", &demo.selvage(&["kv", "--node", "sin-1", "homes"]));
+    assert!(["orders/default", "fra-1", "elsewhere"].iter().all(|part| homes.contains(part)), "{homes}");
+    let homes = well("kv homes", &demo.selvage(&["kv", "--node", "fra-1", "homes"]));
+    assert!(homes.contains("here"), "{homes}");
 }
 
 /// What is written in one place is told by a watch in another, whenever the watch begins.

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use selvage_config::{AppName, NodeName, Region, StoreLabel, StoreName};
 use selvage_sync::store::{LARGE_BYTES_MAX, LIST_MAX};
-use selvage_sync::{Kv, KvError, Token};
+use selvage_sync::{HomeError, Kv, KvError, Place, Token};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, json, plain, refuse};
@@ -171,6 +171,40 @@ async fn put(kv: &Kv, store: &StoreName, key: &str, request: Request<Incoming>) 
 fn ends_in(ttl_ms: u64) -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_add(ttl_ms)
+}
+
+/// A store that has a home.
+#[derive(Debug, Serialize)]
+struct StoreHome {
+    store: StoreName,
+    /// None: this node.
+    home: Option<NodeName>,
+    term: u64,
+    /// `here`, `elsewhere`, `coming` (it waits for what the homes before had) or `lost`.
+    state: &'static str,
+    /// Who has not made way yet; or who lost what it acknowledged.
+    waits_for: Vec<NodeName>,
+}
+
+/// Answers `/homes`: who decides the writes of stores, as this node knows it.
+pub(super) fn homes(kv: &Kv, rest: &str, method: &Method) -> Answer {
+    match (method, rest) {
+        (&Method::GET, "") => {
+            let home = |(store, place): (&StoreName, &Place)| {
+                let (home, term, state, waits_for) = match place {
+                    Place::Free => return None,
+                    Place::Here { term } => (None, *term, "here", Vec::new()),
+                    Place::Coming { term, lost: Some(node), .. } => (None, *term, "lost", vec![node.clone()]),
+                    Place::Coming { term, waits_for, .. } => (None, *term, "coming", waits_for.clone()),
+                    Place::At { home, term } => (Some(home.clone()), *term, "elsewhere", Vec::new()),
+                };
+                Some(StoreHome { store: store.clone(), home, term, state, waits_for })
+            };
+            json(StatusCode::OK, &kv.homes().iter().filter_map(home).collect::<Vec<_>>())
+        }
+        (_, "") => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "GET /homes"),
+        _ => refuse(StatusCode::NOT_FOUND, "no such path", "see /homes"),
+    }
 }
 
 /// Answers what follows `/peers`.
@@ -361,6 +395,11 @@ fn failed(error: &KvError) -> Answer {
         KvError::Changed { .. } => (StatusCode::CONFLICT, "read it again"),
         KvError::NotCounter { .. } => (StatusCode::CONFLICT, "delete the key first"),
         KvError::Quota { .. } => (StatusCode::INSUFFICIENT_STORAGE, "delete keys, or raise the quota in node.toml"),
+        KvError::Home(HomeError::Refused { .. }) => (StatusCode::CONFLICT, "it is the home that refuses"),
+        KvError::Home(HomeError::Unknown { .. }) => (StatusCode::GATEWAY_TIMEOUT, "read it again before you repeat it"),
+        KvError::Home(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "see selvage kv homes, and selvage kv lag for the link to it")
+        }
         KvError::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "make room on the node's disk"),
         KvError::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, "see the node's log"),
     };

@@ -25,8 +25,8 @@ pub struct Cas {
 }
 
 impl Cas {
-    fn look(store: Store, key: String) -> Result<Self, StoreError> {
-        let seen = store.get(&key)?;
+    async fn look(store: Store, key: String) -> Result<Self, StoreError> {
+        let seen = store.latest(&key).await?.map(|kept| kept.value.into());
         Ok(Self { store, key, seen })
     }
 }
@@ -235,8 +235,9 @@ mod draft2 {
             self.store(&bucket)?.increment(&key, delta).await
         }
 
-        /// Compares with what this node knows, and nothing comes between that and the write. Stores are replicated and
-        /// the last write wins, so a write elsewhere that has not arrived yet is not seen: it is no lock between nodes.
+        /// Compares at the store's home, where all writes are made one after another: a lock between nodes. Of a store
+        /// without a home it compares with what this node knows, and nothing comes between that and the write; but the
+        /// last write wins, so a write elsewhere that has not arrived yet is not seen: no lock between nodes.
         async fn swap(
             &mut self,
             cas: Resource<Cas>,
@@ -246,7 +247,7 @@ mod draft2 {
             let swapped = store.swap(&key, seen.as_deref(), value).await;
             match swapped {
                 Ok(true) => Ok(Ok(())),
-                Ok(false) => match Cas::look(store, key) {
+                Ok(false) => match Cas::look(store, key).await {
                     Ok(cas) => Ok(Err(atomics::CasError::CasFailed(self.table.push(cas)?))),
                     Err(error) => Ok(Err(atomics::CasError::StoreError(store::Host::convert_error(self, error)?))),
                 },
@@ -257,7 +258,7 @@ mod draft2 {
 
     impl atomics::HostCas for State {
         async fn new(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Resource<Cas>, StoreError> {
-            let cas = Cas::look(self.store(&bucket)?, key)?;
+            let cas = Cas::look(self.store(&bucket)?, key).await?;
             Ok(self.table.push(cas)?)
         }
 

@@ -62,7 +62,7 @@ impl store::Host for State {
 
 impl store::HostBucket for State {
     async fn get(&mut self, bucket: Resource<Store>, key: String) -> Result<Option<store::Entry>, StoreError> {
-        let Some(kept) = self.bucket(&bucket)?.get_kept(&key)? else { return Ok(None) };
+        let Some(kept) = self.bucket(&bucket)?.latest(&key).await? else { return Ok(None) };
         let now_ms = selvage_sync::store::now_ms();
         Ok(Some(store::Entry {
             value: kept.value.into(),

@@ -100,8 +100,9 @@ impl Store {
         Ok(self.kv.increment_until(&self.name, key, delta, expires_ms).await?.0)
     }
 
-    pub(super) fn get_kept(&self, key: &str) -> Result<Option<Kept>, StoreError> {
-        Ok(self.kv.get_kept(&self.name, key)?)
+    /// The value as the store's home has it, or this node where there is none: what a condition is to be made of.
+    pub(super) async fn latest(&self, key: &str) -> Result<Option<Kept>, StoreError> {
+        Ok(self.kv.latest(&self.name, key).await?)
     }
 
     /// Which write it was.
@@ -126,7 +127,7 @@ impl Store {
         Ok(self.kv.list(&self.name, prefix, after, limit)?)
     }
 
-    /// Sets `key` to `value` if it stands here as `seen` at that moment; whether it did.
+    /// Sets `key` to `value` if it stands as `seen` at that moment, at the store's home or here; whether it did.
     pub(super) async fn swap(&self, key: &str, seen: Option<&[u8]>, value: Vec<u8>) -> Result<bool, StoreError> {
         Ok(self.kv.swap(&self.name, key, seen, Bytes::from(value)).await?)
     }

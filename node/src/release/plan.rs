@@ -408,6 +408,7 @@ mod tests {
             watched: Vec::new(),
             drain: true,
             snapshot: None,
+            homes: None,
         };
         let news = News { nonce: "n".into(), plan: Told::Delta(Box::new(changed)) };
         let bytes = serde_json::to_vec(&news).unwrap();

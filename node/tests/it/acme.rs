@@ -3,7 +3,7 @@
 //! `.ci/tools` has it. Without it these tests are skipped with a loud line; never in CI.
 
 mod pebble;
-mod place;
+pub(crate) mod place;
 mod window;
 
 use std::net::SocketAddr;

@@ -3,6 +3,7 @@
 mod activation;
 mod generation3;
 mod granted;
+mod home;
 mod hostile;
 mod instructions;
 mod limits;

@@ -89,7 +89,7 @@ impl Trust for Word {
 }
 
 /// The KV of a node that nobody has introduced to the other yet.
-async fn kv(authority: &Authority, node: &str, dir: &Path) -> Kv {
+pub(crate) async fn kv(authority: &Authority, node: &str, dir: &Path) -> Kv {
     let role = Role::Node { region: "fra".parse().unwrap(), node: node.parse().unwrap() };
     let identity = authority.issue_identity(&role, &[], &[]).unwrap();
     let roots = roots_of(&[authority.certificate_der()]).unwrap();
