@@ -48,6 +48,9 @@ enum Action {
         /// Wait until the node has what this session wrote elsewhere: what `set --token` printed.
         #[arg(long)]
         token: Option<String>,
+        /// Read it at the store's home, if it has one.
+        #[arg(long)]
+        latest: bool,
     },
     /// Write a value.
     #[command(
@@ -69,6 +72,9 @@ enum Action {
         /// Print a token, with which `get` at another node waits for this write.
         #[arg(long)]
         token: bool,
+        /// Write only if there is no such key yet: at the store's home, or as far as the node knows where there is none.
+        #[arg(long)]
+        if_absent: bool,
     },
     /// Delete a key.
     #[command(after_help = "Example:\n  selvage kv --node fra-1 delete counter/default greeting")]
@@ -129,8 +135,12 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     let value =
         |method, store: &StoreName, key: &str| client.admin(method, address, &format!("/kv/{store}/{}", escaped(key)));
     match action {
-        Action::Get { store, key, token } => {
+        Action::Get { store, key, token, latest } => {
             let mut request = value(Method::GET, &store, &key);
+            if latest {
+                // A query without a value, as the node reads it.
+                request = client.admin(Method::GET, address, &format!("/kv/{store}/{}?latest", escaped(&key)));
+            }
             if let Some(token) = token {
                 request = request.header(TOKEN, token);
             }
@@ -142,11 +152,14 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
             let response = accepted(response, "read the key").await?;
             output.bytes(&response.bytes().await.map_err(|error| failure("read the value", &error, None))?);
         }
-        Action::Set { store, key, value: text, file, ttl_ms, token } => {
+        Action::Set { store, key, value: text, file, ttl_ms, token, if_absent } => {
             let body = content(text, file)?;
             let mut request = value(Method::PUT, &store, &key).body(body);
             if let Some(ttl_ms) = ttl_ms {
                 request = request.query(&[("ttl_ms", ttl_ms)]);
+            }
+            if if_absent {
+                request = request.header("if-none-match", "*");
             }
             let response = send(request, "write the key").await?;
             let seen = response.headers().get(TOKEN).and_then(|token| token.to_str().ok());

@@ -171,6 +171,10 @@ fn home(demo: &Demo) {
         assert!(began.elapsed().as_secs() < 60, "{}", String::from_utf8_lossy(&demo.selvage(&set).stderr));
     }
     assert_eq!(demo.selvage(&["kv", "--node", "sin-1", "get", "orders/default", "next"]).stdout, b"7");
+    let absent = demo.selvage(&["kv", "--node", "iad-1", "set", "orders/default", "next", "8", "--if-absent"]);
+    assert!(!absent.status.success() && String::from_utf8_lossy(&absent.stderr).contains("exists"), "{absent:?}");
+    let latest = ["kv", "--node", "iad-1", "get", "orders/default", "next", "--latest"];
+    assert_eq!(demo.selvage(&latest).stdout, b"7");
     let homes = well("kv homes", &demo.selvage(&["kv", "--node", "sin-1", "homes"]));
     assert!(["orders/default", "fra-1", "elsewhere"].iter().all(|part| homes.contains(part)), "{homes}");
     let homes = well("kv homes", &demo.selvage(&["kv", "--node", "fra-1", "homes"]));

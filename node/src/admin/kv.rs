@@ -3,11 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use http::header::IF_NONE_MATCH;
 use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use selvage_config::{AppName, NodeName, Region, StoreLabel, StoreName};
-use selvage_sync::store::{LARGE_BYTES_MAX, LIST_MAX};
+use selvage_sync::store::{LARGE_BYTES_MAX, LIST_MAX, Terms};
 use selvage_sync::{HomeError, Kv, KvError, Place, Token};
 use serde::{Deserialize, Serialize};
 
@@ -106,9 +107,12 @@ pub(super) async fn answer(kv: &Kv, rest: &str, request: Request<Incoming>) -> A
         return refuse(StatusCode::BAD_REQUEST, "key is not percent-encoded UTF-8", "encode the key's bytes");
     };
     match *request.method() {
-        Method::GET => match session(kv, &request).await.map(|()| kv.get(&store, &key)) {
-            Err(refusal) => *refusal,
-            Ok(read) => read_answer(read),
+        Method::GET => match (session(kv, &request).await, request.uri().query()) {
+            (Err(refusal), _) => *refusal,
+            (Ok(()), Some("latest")) => {
+                read_answer(kv.latest(&store, &key).await.map(|kept| kept.map(|kept| kept.value)))
+            }
+            (Ok(()), _) => read_answer(kv.get(&store, &key)),
         },
         Method::PUT => put(kv, &store, &key, request).await,
         Method::DELETE => done(kv.delete(&store, &key).await),
@@ -140,7 +144,7 @@ async fn session(kv: &Kv, request: &Request<Incoming>) -> Result<(), Box<Answer>
     }
 }
 
-/// Writes a value, which ends after `ttl_ms` if the query says so.
+/// Writes a value, which ends after `ttl_ms` if the query says so; with `if-none-match: *` only where there is none.
 async fn put(kv: &Kv, store: &StoreName, key: &str, request: Request<Incoming>) -> Answer {
     let ttl = match request.uri().query() {
         None | Some("") => None,
@@ -149,11 +153,21 @@ async fn put(kv: &Kv, store: &StoreName, key: &str, request: Request<Incoming>) 
             _ => return refuse(StatusCode::BAD_REQUEST, "query", "it may be ttl_ms=<milliseconds to live>"),
         },
     };
+    // RFC 9110 13.1.2: only if there is none yet.
+    let if_absent = request.headers().get(IF_NONE_MATCH).is_some_and(|value| value == "*");
     let value = match body(request, LARGE_BYTES_MAX).await {
         Ok(value) => value,
         Err(refusal) => return *refusal,
     };
-    match kv.set_until(store, key, value, ttl.map(ends_in)).await {
+    let terms = Terms { expires_ms: ttl.map(ends_in), metadata: Bytes::new() };
+    let written = match if_absent {
+        true => kv.set_if(store, key, value, terms, None).await.transpose(),
+        false => Some(kv.set_on(store, key, value, terms).await),
+    };
+    let Some(written) = written else {
+        return refuse(StatusCode::PRECONDITION_FAILED, "the key exists", "read it, or set it without a condition");
+    };
+    match written {
         Ok(written) => {
             let mut token = Token::default();
             token.saw(&written.dot);
