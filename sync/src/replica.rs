@@ -62,6 +62,9 @@ const BEYOND_MAX: usize = 4096;
 /// Why a link ends at once whose other end the roster does not have.
 const NOT_IN_ROSTER: &str = "it is not in the roster";
 
+/// Why one ends when its peer, or another that bears its name, has made a newer one.
+const REPLACED: &str = "a newer one takes its place";
+
 /// Rows of the version vector read at once at the start.
 const VECTOR_ROWS: usize = 1024;
 
@@ -408,10 +411,12 @@ impl Replica {
     }
 
     fn connected(&mut self, now_ms: u64, name: NodeName, session: u64) -> Result<Vec<Action>, EngineError> {
-        self.gone(&name);
+        // Its other end may well be alive (a copy of that node, say), and would take it for a link for ever.
+        let mut actions = self.close(&name, REPLACED);
         // What it brings is in no promise that this roster's frontier counts on (sync.md, Collection).
         if !self.frontier.admits(&name) {
-            return Ok(vec![Action::Close { peer: name, session, why: NOT_IN_ROSTER }]);
+            actions.push(Action::Close { peer: name, session, why: NOT_IN_ROSTER });
+            return Ok(actions);
         }
         let mut peer = Peer::new(session, now_ms);
         let hello = Message::Hello {
@@ -421,7 +426,7 @@ impl Replica {
             reach: self.reach(),
         };
         peer.announced = self.vector.clone();
-        let mut actions = vec![peer.send(&name, wire::encode(&hello))];
+        actions.push(peer.send(&name, wire::encode(&hello)));
         self.peers.insert(name.clone(), peer);
         // Its writes may come at any time from now on.
         self.introduce(&name, [self.origin.clone()], &mut actions)?;

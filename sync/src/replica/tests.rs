@@ -318,7 +318,8 @@ fn a_link_that_begins_wrongly_is_closed() {
 fn what_an_older_link_says_is_ignored() {
     let mut node = Node::new("a");
     node.greet("b", VersionVector::default());
-    node.handle(Event::Connected { peer: name("b"), session: 2 });
+    let actions = node.handle(Event::Connected { peer: name("b"), session: 2 });
+    assert!(matches!(actions[..], [Action::Close { session: 1, .. }, ..]), "{actions:?}");
     assert!(node.hear("b", batch(vec![entry("b", 1, Stamp::at_ms(NOW_MS), "k")])).is_empty());
     assert_eq!(node.value("k"), None);
     node.handle(Event::Disconnected { peer: name("b"), session: 1 });

@@ -467,7 +467,8 @@ impl World {
                         || why.contains("not proved")
                         || why.contains("another node")
                         || why.contains("no snapshot")
-                        || why.contains("roster");
+                        || why.contains("roster")
+                        || why.contains("takes its place");
                     assert!(known, "link closed: {why}");
                     if let Some(pair) = self.pair_of(session) {
                         self.disconnect(pair);
