@@ -7,14 +7,14 @@
 mod home;
 mod session;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use selvage_config::{NodeName, StoreName};
+use selvage_config::{NodeName, Region, StoreName};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::engine::{Engine, EngineError};
@@ -76,7 +76,7 @@ pub(crate) enum Input {
         frames: usize,
         bytes: usize,
     },
-    Roster(BTreeSet<NodeName>),
+    Roster(BTreeMap<NodeName, Region>),
     Heal(Key),
     /// Answered once this node has what the session has seen.
     Await {

@@ -1,6 +1,6 @@
 //! The replicated KV of Selvage.
 //!
-//! A write is stamped, committed to this node's engine, pushed to every connected peer at once and merged there.
+//! A write is stamped, committed to this node's engine, pushed to all others at once and merged there.
 //! What a peer missed it gets after the next exchange of version vectors, from any peer that has it.
 //!
 //! [`Replica`] is the protocol: a state machine without sockets, clock or randomness of its own. [`Kv`] is what a

@@ -7,7 +7,7 @@
 
 mod ask;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerCo
 use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use selvage_certs::Role;
-use selvage_config::NodeName;
+use selvage_config::{NodeName, Region};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -134,6 +134,7 @@ pub(crate) struct Link {
 /// What every task of the link needs.
 struct Context {
     own: NodeName,
+    region: Region,
     endpoint: Endpoint,
     identify: Identify,
     inputs: mpsc::Sender<Input>,
@@ -145,7 +146,7 @@ struct Context {
 impl Link {
     /// Binds the socket and starts the task that owns all others.
     pub(crate) fn start(
-        own: NodeName,
+        (own, region): (NodeName, Region),
         address: SocketAddr,
         tls: Option<Tls>,
         identify: Identify,
@@ -161,6 +162,7 @@ impl Link {
         let standing = Arc::new(Standing::new(asked));
         let context = Arc::new(Context {
             own: own.clone(),
+            region,
             endpoint,
             identify,
             inputs,
@@ -251,7 +253,7 @@ async fn supervise(context: Arc<Context>, mut wanted: watch::Receiver<Roster>) {
     let mut dialed: BTreeSet<NodeName> = BTreeSet::new();
     let mut accepted: JoinSet<()> = JoinSet::new();
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let mut told: Option<BTreeSet<NodeName>> = None;
+    let mut told: Option<BTreeMap<NodeName, Region>> = None;
     let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -289,7 +291,8 @@ async fn supervise(context: Arc<Context>, mut wanted: watch::Receiver<Roster>) {
         if roster.closing {
             break;
         }
-        let members: BTreeSet<NodeName> = roster.peers.keys().cloned().chain([context.own.clone()]).collect();
+        let peers = roster.peers.values().map(|peer| (peer.node.clone(), peer.region.clone()));
+        let members: BTreeMap<_, _> = peers.chain([(context.own.clone(), context.region.clone())]).collect();
         if told.as_ref() != Some(&members) && roster.known {
             // If the committer is behind by a full queue, the next turn tells it.
             if context.inputs.try_send(Input::Roster(members.clone())).is_ok() {

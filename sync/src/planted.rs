@@ -22,6 +22,10 @@ pub(crate) enum Bug {
     Forgery,
     /// Entries that others wrote are taken without a proof of it.
     Unsigned,
+    /// A relay passes writes on without what proves them.
+    RelayUnproved,
+    /// What was passed on is passed on again.
+    RelayLoop,
     /// An entry's life begins when it arrives.
     LifeFromArrival,
     /// A session's token is not waited for.

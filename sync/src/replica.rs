@@ -15,16 +15,18 @@ mod event;
 mod merge;
 mod peer;
 mod prove;
+mod push;
 mod warrants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use selvage_config::NodeName;
+use selvage_config::{NodeName, Region};
 
 use self::bootstrap::Bootstrap;
 use self::collect::Apart;
 use self::merge::Draft;
+use self::push::Regions;
 use crate::engine::{Batch, Engine, EngineError};
 use crate::entry::{CONTEXT_MAX, Content, Dot, Entry, Key, Origin, Version};
 use crate::frontier::Frontier;
@@ -37,7 +39,7 @@ use crate::stamp::{Clock, Stamp};
 use crate::trust::{Keyring, PublicKey, Signer, Voucher};
 use crate::vector::VersionVector;
 use crate::warrant::Warrant;
-use crate::wire::{self, Message, Reach, Reason};
+use crate::wire::{self, Message, Reach};
 
 pub use event::{Action, Counts, Event, Notice, Write, WriteError, Written};
 pub(crate) use peer::Limits;
@@ -110,6 +112,7 @@ pub struct Replica {
     /// Peers that passed on a forged write, and at which tick the last one.
     forgers: BTreeMap<NodeName, u64>,
     peers: BTreeMap<NodeName, Peer>,
+    regions: Regions,
     limits: Limits,
     counts: Counts,
 }
@@ -173,6 +176,7 @@ impl Replica {
             apart: BTreeMap::new(),
             forgers: BTreeMap::new(),
             peers: BTreeMap::new(),
+            regions: Regions::default(),
             limits: Limits::default(),
             counts: Counts::default(),
             engine,
@@ -210,43 +214,10 @@ impl Replica {
                 }
                 Ok(actions)
             }
-            Event::Roster(members) => {
-                self.frontier.set_members(members);
-                let left: Vec<NodeName> =
-                    self.peers.keys().filter(|name| !self.frontier.admits(name)).cloned().collect();
-                Ok(left.iter().flat_map(|name| self.close(name, NOT_IN_ROSTER)).collect())
-            }
+            Event::Roster(members) => Ok(self.enrol(members)),
             Event::Heal(key) => Ok(self.heal(key)),
             Event::Tick => self.tick(now_ms),
         }
-    }
-
-    /// Sends the local writes since the last time to every peer that has all before them. The others get them by
-    /// their catch-up. The caller does this when it has handled all events that wait, so that these share a frame.
-    pub fn push(&mut self) -> Vec<Action> {
-        let mut actions = Vec::new();
-        let (entries, warrants) = (std::mem::take(&mut self.outbox), std::mem::take(&mut self.fresh));
-        debug_assert_eq!(self.signed, entries.len(), "what is pushed was signed before");
-        self.signed = 0;
-        if entries.is_empty() || !self.peers.values().any(Peer::is_live) {
-            return actions;
-        }
-        let cut = self.frontier.cut();
-        let message = Message::Batch { reason: Reason::Push, cut, entries, warrants, complete: None };
-        let frame = wire::encode(&message);
-        for (name, peer) in &mut self.peers {
-            if !peer.is_live() {
-                continue;
-            }
-            if frame.len() <= wire::FRAME_BYTES_MAX && peer.queued.has_room(&self.limits, frame.len()) {
-                actions.push(peer.send(name, frame.clone()));
-            } else {
-                // Bounded memory: the queue is not fed any more, and the peer catches up when it has drained. What
-                // was overwritten meanwhile it never gets.
-                peer.catch_up();
-            }
-        }
-        actions
     }
 
     /// The same replica with small limits, which a few writes reach.
@@ -339,6 +310,16 @@ impl Replica {
             .collect()
     }
 
+    fn enrol(&mut self, members: BTreeMap<NodeName, Region>) -> Vec<Action> {
+        self.frontier.set_members(members.keys().cloned().collect());
+        self.regions = Regions::of(members);
+        for (name, peer) in &mut self.peers {
+            peer.way = self.regions.way(&self.origin.node, name, &self.limits);
+        }
+        let left: Vec<NodeName> = self.peers.keys().filter(|name| !self.frontier.admits(name)).cloned().collect();
+        left.iter().flat_map(|name| self.close(name, NOT_IN_ROSTER)).collect()
+    }
+
     fn session(&mut self, peer: &NodeName, session: u64) -> Option<&mut Peer> {
         self.peers.get_mut(peer).filter(|known| known.session == session)
     }
@@ -419,6 +400,8 @@ impl Replica {
             return Ok(actions);
         }
         let mut peer = Peer::new(session, now_ms);
+        peer.way = self.regions.way(&self.origin.node, &name, &self.limits);
+        peer.rank = push::rank(&self.origin.node, &name);
         let hello = Message::Hello {
             versions: wire::VERSIONS,
             node: self.origin.node.clone(),
@@ -438,9 +421,7 @@ impl Replica {
         let look = self.ticks.is_multiple_of(SETTLE_TICKS);
         if look {
             self.settled = std::mem::replace(&mut self.recent, self.vector.clone());
-            for peer in self.peers.values_mut() {
-                peer.settled = std::mem::replace(&mut peer.recent, peer.vector.clone());
-            }
+            self.peers.values_mut().for_each(|peer| peer.look(now_ms));
         }
         let greeted = self.peers.values().any(Peer::greeted);
         let waits = self.frontier.has_others(&self.origin.node) && !greeted && self.ticks < GREET_TICKS_MAX;

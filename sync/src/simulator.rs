@@ -46,7 +46,7 @@ type Met = BTreeMap<&'static str, u64>;
 /// Plays a plan. An error is what a check said.
 fn play(seed: u64, plan: &Plan) -> Result<Met, String> {
     let ran = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, plan.nodes);
+        let mut world = World::new(seed, &plan.regions);
         world.run(plan);
         world.met
     }));
@@ -91,7 +91,7 @@ fn report(seed: u64, why: &str) -> String {
     TRACE.store(true, Ordering::Relaxed);
     let why = play(seed, &short).err().unwrap_or_default().replace("\\x07", "");
     let steps: String = short.steps.iter().map(|(at, step)| format!("  {at:>6} ms {step:?}\n")).collect();
-    format!("SELVAGE_SEED={seed}: {why}\nthe shortest plan found that fails, of {} nodes:\n{steps}", short.nodes)
+    format!("SELVAGE_SEED={seed}: {why}\nthe shortest plan found that fails, of nodes in {:?}:\n{steps}", short.regions)
 }
 
 /// Runs seeds on all cores; [`FAILURES_MAX`] failures end it.

@@ -282,10 +282,10 @@ impl Kv {
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
         let (ask, asked) = mpsc::channel(home::ASKED_MAX);
         let (link, ticks) = match listen {
-            Some(address) => (Some(Link::start(node, address, tls, identify, inputs.clone(), ask)?), None),
+            Some(address) => (Some(Link::start((node, region), address, tls, identify, inputs.clone(), ask)?), None),
             None => {
                 // Alone, it is the whole roster, and nothing else makes time pass.
-                let _full = inputs.try_send(Input::Roster([node].into()));
+                let _full = inputs.try_send(Input::Roster([(node, region)].into()));
                 (None, Some(tokio::spawn(tick(inputs.downgrade()))))
             }
         };

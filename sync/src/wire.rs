@@ -29,11 +29,14 @@ pub const ALPN: &[u8] = b"selvage-kv/1";
 
 /// The versions this build speaks. Version 1 had no reach, so a collected tombstone could come back by it; version 2 did
 /// not say in a [`Row`] how far its node had collected, so what was deleted by a node that came back could. Version 3
-/// answers no questions.
+/// answers no questions and knows no relays.
 pub const VERSIONS: Versions = Versions { min: 3, max: 4 };
 
 /// The first version that answers questions on streams of their own.
 pub(crate) const QUESTIONS_SINCE: u16 = 4;
+
+/// The first version that knows [`Reason::Relay`] and [`Reason::Relayed`].
+pub(crate) const RELAYS_SINCE: u16 = 4;
 
 /// Longest frame after its length field, bytes.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -106,6 +109,10 @@ pub struct Reach {
 pub enum Reason {
     /// The sender has just written them.
     Push,
+    /// So it has, and the receiver shall pass them on to the others of its region.
+    Relay,
+    /// The sender was told to pass them on.
+    Relayed,
     /// The receiver lacks them by its vector.
     CatchUp,
     /// The receiver lacks them by its sketch, or asked for them. The last of these ends the answer.
@@ -260,6 +267,8 @@ pub fn encode(message: &Message) -> Bytes {
                 Reason::Push => 0,
                 Reason::CatchUp => 1,
                 Reason::Repair => 2,
+                Reason::Relay => 3,
+                Reason::Relayed => 4,
             });
             out.put_u64(cut.0);
             put_option(&mut out, complete.as_ref(), put_vector);
@@ -348,6 +357,8 @@ pub fn decode(body: Bytes) -> Result<Option<Message>, WireError> {
                 0 => Reason::Push,
                 1 => Reason::CatchUp,
                 2 => Reason::Repair,
+                3 => Reason::Relay,
+                4 => Reason::Relayed,
                 _ => return Err(EntryError::Field("reason").into()),
             };
             let cut = Stamp(fields.u64()?);

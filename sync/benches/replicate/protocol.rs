@@ -117,7 +117,7 @@ impl Pair {
             all: true,
             signing: 0.0,
         };
-        let members = ["a", "b"].map(|name| name.parse().unwrap());
+        let members = ["a", "b"].map(|name| (name.parse().unwrap(), "here".parse().unwrap()));
         (0..2).for_each(|of| pair.handle(of, Event::Roster(members.clone().into()), 0));
         pair
     }

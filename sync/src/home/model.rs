@@ -444,8 +444,8 @@ impl World {
         node.life += 1;
         node.flushing = false;
         let life = node.life;
-        let members = self.members();
-        self.handle(of, Event::Roster(members));
+        let members = self.members().into_iter().map(|node| (node, "here".parse().unwrap()));
+        self.handle(of, Event::Roster(members.collect()));
         self.after(0, TICK_MS, Due::Tick { of, life });
         for other in (0..NODES).filter(|other| *other != of) {
             self.after(1, 300, Due::Connect { pair: ordered(of, other) });

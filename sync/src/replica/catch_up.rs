@@ -134,12 +134,13 @@ impl Replica {
         let mut actions = Vec::new();
         match (message, peer.greeted()) {
             (Message::Hello { versions, node, vector, reach }, false) => {
-                if versions.agree(wire::VERSIONS).is_none() {
+                let Some(version) = versions.agree(wire::VERSIONS) else {
                     return Ok(self.close(name, "no common version"));
-                }
+                };
                 if node != *name {
                     return Ok(self.close(name, "its hello names another node than its certificate"));
                 }
+                peer.version = version;
                 peer.vector = vector.clone();
                 peer.recent = vector.clone();
                 peer.settled = vector;
@@ -207,17 +208,29 @@ impl Replica {
         complete: Option<VersionVector>,
     ) -> Result<Vec<Action>, EngineError> {
         let foreign = |entry: &Entry| entry.version.dot.origin.node != *name;
-        if reason == Reason::Push && entries.iter().any(foreign) && !planted::is(Bug::Forgery) {
+        let own = matches!(reason, Reason::Push | Reason::Relay);
+        if own && entries.iter().any(foreign) && !planted::is(Bug::Forgery) {
             return Ok(self.close(name, "it pushed a write of another node as its own"));
         }
         let mut actions = Vec::new();
+        // It came by the other relay already.
+        if reason == Reason::Relayed && entries.iter().all(|entry| self.vector.covers(&entry.version.dot)) {
+            return Ok(actions);
+        }
+        let said = entries.len();
+        let hearsay = self.counts.hearsay;
         let Some(proved) = self.proved(name, &mut entries, &warrants, &mut actions)? else { return Ok(actions) };
+        // What this node would not take, or not by a proof, it does not pass on.
+        let certain = entries.len() == said && self.counts.hearsay == hearsay && cut >= self.frontier.floor();
+        if certain && (reason == Reason::Relay || (reason == Reason::Relayed && planted::is(Bug::RelayLoop))) {
+            self.pass_on(name, cut, (&entries, &warrants), &mut actions)?;
+        }
         let written = self.vector.get(&self.origin);
         if entries.iter().map(|entry| &entry.version.dot).any(|dot| dot.origin == self.origin && dot.seq > written) {
             self.renew(now_ms, name, &mut actions);
         }
         let (mut draft, lifted, refused) =
-            self.take(now_ms, name, cut, entries, reason == Reason::Push, Draft::of(proved))?;
+            self.take(now_ms, name, cut, entries, own || reason == Reason::Relayed, Draft::of(proved))?;
         let mut lifted = lifted;
         let peer = self.peers.get_mut(name).expect("the caller looked it up");
         peer.refused |= refused;

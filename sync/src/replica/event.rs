@@ -1,9 +1,9 @@
 //! What happens to a replica, and what it then wants done.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use selvage_config::NodeName;
+use selvage_config::{NodeName, Region};
 
 use crate::engine::Batch;
 use crate::entry::{CONTEXT_MAX, Dot, Entry, Key};
@@ -93,8 +93,8 @@ pub enum Event {
         /// How long they were together.
         bytes: usize,
     },
-    /// The nodes of the roster, with this one.
-    Roster(BTreeSet<NodeName>),
+    /// The nodes of the roster, with this one, and where they are.
+    Roster(BTreeMap<NodeName, Region>),
     /// A reader found a record corrupt: it is asked of the peers.
     Heal(Key),
     /// [`TICK_MS`](super::TICK_MS) passed.

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use selvage_config::NodeName;
+use selvage_config::{NodeName, Region};
 
 use super::Action;
+use super::push::{FLEET_NODES, REGION_NODES, Way};
 use crate::entry::{Dot, Origin};
 use crate::frontier::{EPOCH_MS, GRACE_MS};
 use crate::sketch::Item;
 use crate::vector::VersionVector;
-use crate::wire::{BATCH_BYTES, Reach};
+use crate::wire::{self, BATCH_BYTES, Reach};
 
 /// Bytes that may wait to be sent to one peer.
 pub const PEER_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -23,6 +24,9 @@ const RETRY_MS_MIN: u64 = 1_000;
 
 /// Longest such wait, milliseconds.
 const RETRY_MS_MAX: u64 = 30_000;
+
+/// How long a peer that is behind may acknowledge nothing more before it is offered what it lacks: a push was lost on it.
+const STALLED_MS: u64 = 3_000;
 
 /// Bytes of a catch-up that wait to be sent at a time; the rest is read when they have left.
 const WINDOW_BYTES: usize = 1024 * 1024;
@@ -50,6 +54,9 @@ pub(crate) struct Limits {
     pub(crate) snapshot_bytes: usize,
     pub(crate) snapshot_writes: u64,
     pub(crate) future_entries: usize,
+    /// Nodes of a fleet, and of a region, that are too few for relays.
+    pub(crate) fleet_nodes: usize,
+    pub(crate) region_nodes: usize,
     /// Ticks without a part of a snapshot after which its source is asked again, or another.
     pub(crate) silent_ticks: u64,
     /// Ticks in which a peer that passed on a forged write is not asked for a snapshot.
@@ -75,6 +82,8 @@ impl Default for Limits {
             snapshot_bytes: SNAPSHOT_BYTES,
             snapshot_writes: SNAPSHOT_WRITES,
             future_entries: FUTURE_ENTRIES,
+            fleet_nodes: FLEET_NODES,
+            region_nodes: REGION_NODES,
             silent_ticks: 40,
             forger_ticks: 2_400,
             promise_ticks: 20,
@@ -154,17 +163,30 @@ pub(super) enum Stream {
     CatchUp(CatchUp),
     /// Local writes as they happen.
     Live,
+    /// Nothing: it has not acknowledged what it was pushed a while ago. Once it has, it gets what was written meanwhile by
+    /// a catch-up, of every key the last state.
+    Behind { heard_ms: u64 },
 }
 
 /// One link.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) session: u64,
+    /// The version that both speak.
+    pub(super) version: u16,
+    /// How this node's writes reach it, and how much it is liked as a relay of them.
+    pub(super) way: Way,
+    pub(super) rank: u64,
+    /// The last of its own writes that were passed on for it on this link.
+    pub(super) passed_on: Option<Dot>,
     /// What it said it has.
     pub(super) vector: VersionVector,
     pub(super) stream: Stream,
     pub(super) queued: Queued,
     pub(super) heard_ms: u64,
+    /// What it was pushed since the last look, and before.
+    pushed: VersionVector,
+    awaited: VersionVector,
     /// Its vector at the last look, and at the one before.
     pub(super) recent: VersionVector,
     pub(super) settled: VersionVector,
@@ -189,10 +211,16 @@ impl Peer {
     pub(super) fn new(session: u64, now_ms: u64) -> Self {
         Self {
             session,
+            version: wire::VERSIONS.min,
+            way: Way::Far,
+            rank: 0,
+            passed_on: None,
             vector: VersionVector::default(),
             stream: Stream::Greeting,
             queued: Queued::default(),
             heard_ms: now_ms,
+            pushed: VersionVector::default(),
+            awaited: VersionVector::default(),
             recent: VersionVector::default(),
             settled: VersionVector::default(),
             reach: Reach::default(),
@@ -215,6 +243,33 @@ impl Peer {
         !matches!(self.stream, Stream::Greeting)
     }
 
+    /// The region whose relays this node's writes reach it through, if they do.
+    pub(super) fn through(&self) -> Option<&Region> {
+        match &self.way {
+            Way::Through(region) if self.version >= wire::RELAYS_SINCE => Some(region),
+            Way::Through(_) | Way::Near | Way::Far => None,
+        }
+    }
+
+    /// Whether what others wrote is passed on to it.
+    pub(super) fn takes_relayed(&self) -> bool {
+        self.way == Way::Near && self.version >= wire::RELAYS_SINCE
+    }
+
+    /// Sends it what was just written, if it has all before. Where there is no room for that its queue is not fed any more
+    /// (bounded memory), and it catches up when that has drained. What was overwritten meanwhile it never gets.
+    pub(super) fn push(&mut self, name: &NodeName, frame: &Bytes, last: &Dot, limits: &Limits) -> Option<Action> {
+        if !self.is_live() {
+            return None;
+        }
+        if frame.len() <= wire::FRAME_BYTES_MAX && self.queued.has_room(limits, frame.len()) {
+            self.pushed.lift(&last.origin, last.seq);
+            return Some(self.send(name, frame.clone()));
+        }
+        self.catch_up();
+        None
+    }
+
     pub(super) fn send(&mut self, name: &NodeName, frame: Bytes) -> Action {
         self.queued.frames += 1;
         self.queued.bytes += frame.len();
@@ -232,10 +287,39 @@ impl Peer {
         self.stream = Stream::CatchUp(CatchUp { cursors, caps: BTreeMap::new() });
     }
 
+    /// Looks whether it has acknowledged what it was pushed before the last look. If not, the line to it or it itself is too
+    /// slow, and what is pushed on top of that would only wait there.
+    pub(super) fn look(&mut self, now_ms: u64) {
+        self.settled = std::mem::replace(&mut self.recent, self.vector.clone());
+        if !self.vector.lacks(&self.awaited) {
+            self.awaited = std::mem::take(&mut self.pushed);
+            return;
+        }
+        self.awaited.set(&std::mem::take(&mut self.pushed));
+        if self.is_live() {
+            self.stream = Stream::Behind { heard_ms: now_ms };
+        }
+    }
+
+    /// Takes the word of one that is behind: it has all that it was pushed, or some more of it, or it stays where it is.
+    fn comes_on(&mut self, now_ms: u64, before: &VersionVector) {
+        let Stream::Behind { heard_ms } = &mut self.stream else { return };
+        let lacks = |what: &VersionVector| self.vector.lacks(what);
+        if !lacks(&self.awaited) && !lacks(&self.pushed) {
+            self.catch_up();
+        } else if self.awaited.iter().any(|(origin, _)| self.vector.get(origin) > before.get(origin)) {
+            *heard_ms = now_ms;
+        } else if now_ms >= *heard_ms + STALLED_MS {
+            self.stream = Stream::Live;
+        }
+    }
+
     /// Takes its word on what it has, and begins a catch-up if it lacks what was `settled` here long enough that
     /// a push would have arrived. One that stays behind (it refuses entries, say) is offered them ever less often.
     pub(super) fn reported(&mut self, now_ms: u64, vector: &VersionVector, settled: &VersionVector) {
+        let before = self.awaited.meet(&self.vector);
         self.vector.set(vector);
+        self.comes_on(now_ms, &before);
         if !self.vector.lacks(settled) {
             self.retry_ms = RETRY_MS_MIN;
         } else if self.is_live() && self.queued.frames == 0 && now_ms >= self.retry_at_ms {

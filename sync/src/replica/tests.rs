@@ -1,3 +1,4 @@
+mod push;
 mod warrants;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use crate::engine::Memory;
 use crate::read::{self, ReadError};
 use crate::stamp::FUTURE_MS_MAX;
 use crate::trust::Named;
-use crate::wire::{LENGTH_BYTES, Part, Symbols, Versions};
+use crate::wire::{LENGTH_BYTES, Part, Reason, Symbols, Versions};
 
 const NOW_MS: u64 = 1_000_000;
 
@@ -39,6 +40,10 @@ fn key(name: &str) -> Key {
 
 fn name(node: &str) -> NodeName {
     node.parse().unwrap()
+}
+
+fn roster(nodes: &[(&str, &str)]) -> Event {
+    Event::Roster(nodes.iter().map(|(node, region)| (name(node), region.parse().unwrap())).collect())
 }
 
 fn set(text: &str) -> Write {
@@ -165,23 +170,6 @@ fn batch(entries: Vec<Entry>) -> Message {
 }
 
 #[test]
-fn a_write_is_pushed_at_once_to_a_peer_that_has_all_before() {
-    let mut node = Node::new("a");
-    node.write("k1", set("1"));
-    let messages = node.greet("b", VersionVector::default());
-    assert_eq!(names(&messages), ["k1"]);
-    assert_eq!(claims(&messages), [node.replica.vector().clone()]);
-    assert_eq!(names(&sent(&node.write("k2", set("2")))), ["k2"]);
-}
-
-#[test]
-fn a_peer_that_did_not_say_hello_is_pushed_nothing() {
-    let mut node = Node::new("a");
-    node.handle(Event::Connected { peer: name("b"), session: 1 });
-    assert_eq!(sent(&node.write("k", set("1"))), []);
-}
-
-#[test]
 fn a_catch_up_leaves_out_what_was_superseded_and_still_covers_it() {
     let mut node = Node::new("a");
     for text in ["1", "2", "3"] {
@@ -200,26 +188,6 @@ fn a_catch_up_leaves_out_what_was_superseded_and_still_covers_it() {
     }
     assert_eq!(peer.replica.vector(), node.replica.vector());
     assert_eq!(peer.value("k"), None);
-}
-
-#[test]
-fn a_full_queue_is_fed_no_more_and_the_peer_catches_up_when_it_drained() {
-    let mut node = Node::new("a").small();
-    node.greet("b", VersionVector::default());
-    node.drained("b");
-    let mut pushed = 0;
-    for number in 0..20 {
-        pushed += sent(&node.write(&format!("k{number:02}"), set("v"))).len();
-        assert!(node.replica.health()[0].queued_bytes <= small().queue_bytes);
-    }
-    assert!((1..20).contains(&pushed));
-    let mut caught_up = Vec::new();
-    for _ in 0..100 {
-        caught_up.extend(node.drained("b"));
-    }
-    assert_eq!(names(&caught_up).len(), 20);
-    assert_eq!(claims(&caught_up)[0].get(node.replica.origin()), 20);
-    assert_eq!(names(&sent(&node.write("last", set("v")))), ["last"]);
 }
 
 #[test]
@@ -431,17 +399,6 @@ fn rows_of_an_older_layout_are_refused_and_say_what_to_do() {
     assert!(why.contains("layout 1") && why.contains("move the directory away"), "{why}");
 }
 
-#[test]
-fn a_push_of_another_nodes_write_ends_the_link_and_changes_nothing() {
-    let mut node = Node::new("a");
-    node.greet("b", VersionVector::default());
-    let entries = vec![entry("c", 1, Stamp::at_ms(NOW_MS), "k")];
-    let warrants = warrants(&entries);
-    let forged = Message::Batch { reason: Reason::Push, cut: Stamp::default(), entries, warrants, complete: None };
-    assert!(matches!(node.hear("b", forged)[..], [Action::Close { .. }]));
-    assert_eq!(node.value("k"), None);
-}
-
 /// Lets two nodes, a and b, talk until they have nothing to say; `said` begins, by whether a says it. Returns how many
 /// bytes that took.
 fn talk(a: &mut Node, b: &mut Node, now_ms: u64, said: Vec<(bool, Vec<Action>)>) -> usize {
@@ -481,9 +438,8 @@ fn tick(a: &mut Node, b: &mut Node, now_ms: u64) {
 #[test]
 fn a_tombstone_that_both_have_is_collected_after_the_grace_and_what_is_as_old_is_refused() {
     let (mut a, mut b) = (Node::new("a").small(), Node::new("b").small());
-    let members: BTreeSet<NodeName> = ["a", "b"].map(name).into();
     for node in [&mut a, &mut b] {
-        node.handle(Event::Roster(members.clone()));
+        node.handle(roster(&[("a", "r"), ("b", "r")]));
     }
     link(&mut a, &mut b, NOW_MS);
     let said = [set("1"), Write::Delete].map(|write| (true, a.write("k", write)));

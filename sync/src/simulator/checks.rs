@@ -12,6 +12,7 @@ use crate::layout;
 use crate::read;
 use crate::record::Record;
 use crate::sketch::Sketches;
+use crate::wire::{Message, Reason};
 
 impl World {
     /// All writes of a key that `seen` lets through, merged.
@@ -54,6 +55,20 @@ impl World {
         let Some(replica) = &self.nodes[of].replica else { return };
         for peer in replica.health() {
             assert!(peer.queued_bytes <= bytes_max, "K12: {} bytes wait for {}", peer.queued_bytes, peer.node);
+        }
+    }
+
+    /// sync.md, Push: nobody says the same write twice on a link as new, so what is passed on comes to an end.
+    pub(super) fn check_pushed(&mut self, link: u64, to: usize, message: &Message) {
+        let Message::Batch { reason, entries, .. } = message else { return };
+        match reason {
+            Reason::Relayed => self.met("passed on"),
+            Reason::Push | Reason::Relay => {}
+            Reason::CatchUp | Reason::Repair => return,
+        }
+        for entry in entries {
+            let first = self.pushed.insert((link, to, entry.version.dot.clone()));
+            assert!(first, "K16: {:?} was pushed twice to {}", entry.version.dot, self.nodes[to].name);
         }
     }
 

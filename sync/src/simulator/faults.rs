@@ -1,11 +1,11 @@
 //! Nodes that stop, lose their disks, leave, come back, and lie.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rand::Rng;
-use selvage_config::NodeName;
+use selvage_config::{NodeName, Region};
 
 use super::disk::Disk;
 use super::world::{Due, LIMITS, World, ordered};
@@ -84,9 +84,9 @@ impl World {
         self.connect_all(of);
     }
 
-    pub(super) fn members(&self) -> BTreeSet<NodeName> {
+    pub(super) fn members(&self) -> BTreeMap<NodeName, Region> {
         let listed = self.nodes.iter().enumerate().filter(|(of, _)| !self.evicted.contains(of));
-        listed.map(|(_, node)| node.name.clone()).collect()
+        listed.map(|(_, node)| (node.name.clone(), node.region.clone())).collect()
     }
 
     /// Whether another node of the roster has everything. Where no such node is left, nobody knows any more what was

@@ -9,8 +9,13 @@ pub(super) const PLAN_MS: u64 = 60_000;
 /// Virtual time of writes and faults, milliseconds.
 pub(super) const FAULTS_MS: u64 = 24_000;
 
+/// One seed in so many is of a large fleet: so many nodes in so many regions.
+const LARGE_EACH: u64 = 40;
+const LARGE_NODES: usize = 12;
+const LARGE_REGIONS: usize = 4;
+
 /// What many runs must have met together, or they prove little.
-pub(super) const MUST_BE_MET: [&str; 17] = [
+pub(super) const MUST_BE_MET: [&str; 18] = [
     "crash",
     "crash between commit and send",
     "cut",
@@ -28,6 +33,7 @@ pub(super) const MUST_BE_MET: [&str; 17] = [
     "clock unsafe",
     "conflict",
     "forged",
+    "passed on",
 ];
 
 /// One thing that happens.
@@ -42,7 +48,7 @@ pub(super) enum Step {
     /// A link is cut for a while.
     Cut { pair: (usize, usize), for_ms: u64 },
     /// The nodes of a set reach no others for a while.
-    Split { side: u8, for_ms: u64 },
+    Split { side: u16, for_ms: u64 },
     /// A node stops at once and starts again.
     Crash { of: usize, for_ms: u64 },
     /// A node stops and starts with an empty disk.
@@ -86,7 +92,8 @@ pub(super) enum What {
 /// A run.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
-    pub(super) nodes: usize,
+    /// Of every node, where it is.
+    pub(super) regions: Vec<u8>,
     /// In the order of time, milliseconds since the start.
     pub(super) steps: Vec<(u64, Step)>,
 }
@@ -95,7 +102,7 @@ pub(super) struct Plan {
 pub(super) fn plan(seed: u64) -> Plan {
     let mut rng = StdRng::seed_from_u64(seed);
     let rng = &mut rng;
-    let nodes = rng.random_range(2..=5);
+    let nodes = if seed % LARGE_EACH == LARGE_EACH - 1 { LARGE_NODES } else { rng.random_range(2..=5) };
     let mut steps = Vec::new();
     let mut add = |rng: &mut StdRng, most: usize, make: &mut dyn FnMut(&mut StdRng) -> Step| {
         for _ in 0..rng.random_range(0..=most) {
@@ -152,7 +159,14 @@ pub(super) fn plan(seed: u64) -> Plan {
         }
     }
     steps.sort_by_key(|(at, _)| *at);
-    Plan { nodes, steps }
+    let regions = match nodes {
+        LARGE_NODES => (0..LARGE_NODES).map(|of| u8::try_from(of % LARGE_REGIONS).unwrap_or(0)).collect(),
+        _ => {
+            let regions = rng.random_range(1..=3);
+            (0..nodes).map(|_| rng.random_range(0..regions)).collect()
+        }
+    };
+    Plan { regions, steps }
 }
 
 fn pair(rng: &mut StdRng, nodes: usize) -> (usize, usize) {

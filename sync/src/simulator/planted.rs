@@ -6,7 +6,7 @@ use crate::planted::{Bug, plant};
 /// Seeds in which a bug must have been caught.
 const SEEDS_MAX: u64 = 1_500;
 
-const BUGS: [Bug; 13] = [
+const BUGS: [Bug; 15] = [
     Bug::TieBreak,
     Bug::FrontierOfAlive,
     Bug::VectorGap,
@@ -15,6 +15,8 @@ const BUGS: [Bug; 13] = [
     Bug::Flush,
     Bug::Forgery,
     Bug::Unsigned,
+    Bug::RelayUnproved,
+    Bug::RelayLoop,
     Bug::LifeFromArrival,
     Bug::Token,
     Bug::CounterAdd,

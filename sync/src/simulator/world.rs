@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use selvage_config::NodeName;
+use selvage_config::{NodeName, Region};
 
 use super::disk::Disk;
 use super::plan::{FAULTS_MS, PLAN_MS, Plan, Step, What};
@@ -43,6 +43,8 @@ pub(super) const LIMITS: Limits = Limits {
     snapshot_bytes: 3_000,
     snapshot_writes: 12,
     future_entries: 4,
+    fleet_nodes: 3,
+    region_nodes: 1,
     silent_ticks: 8,
     forger_ticks: 12,
     promise_ticks: 2,
@@ -59,7 +61,7 @@ pub(super) enum Due {
     Tick { of: usize, life: u64 },
     Connect { pair: (usize, usize) },
     Mend { pair: (usize, usize) },
-    Join { side: u8 },
+    Join { side: u16 },
     Start { of: usize },
     Admit { of: usize },
     Roster { of: usize },
@@ -68,6 +70,7 @@ pub(super) enum Due {
 
 pub(super) struct Node {
     pub(super) name: NodeName,
+    pub(super) region: Region,
     pub(super) disk: Arc<Disk>,
     pub(super) replica: Option<Replica>,
     /// What tells this disk from its copies.
@@ -98,7 +101,7 @@ pub(super) struct World {
     pub(super) nodes: Vec<Node>,
     pub(super) links: BTreeMap<(usize, usize), Link>,
     pub(super) cut: BTreeSet<(usize, usize)>,
-    pub(super) split: Vec<u8>,
+    pub(super) split: Vec<u16>,
     pub(super) evicted: BTreeSet<usize>,
     pub(super) due: BTreeMap<(u64, u64), Due>,
     pub(super) next: u64,
@@ -108,6 +111,8 @@ pub(super) struct World {
     pub(super) lost: BTreeSet<Dot>,
     /// Which nodes' disks have had a write: it may be superseded and collected there, and is not lost then.
     pub(super) applied: BTreeMap<Dot, BTreeSet<usize>>,
+    /// What was pushed on which link to whom.
+    pub(super) pushed: BTreeSet<(u64, usize, Dot)>,
     pub(super) sessions: Vec<(Token, Entry)>,
     pub(super) counted: (i64, i64),
     pub(super) healing: bool,
@@ -119,9 +124,11 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, nodes: usize) -> Self {
-        let node = |number| Node {
+    pub(super) fn new(seed: u64, regions: &[u8]) -> Self {
+        let nodes = regions.len();
+        let node = |number: usize| Node {
             name: format!("n{number}").parse().unwrap(),
+            region: format!("r{}", regions[number]).parse().unwrap(),
             disk: Arc::default(),
             replica: None,
             place: number as u64,
@@ -147,6 +154,7 @@ impl World {
             written: BTreeMap::new(),
             lost: BTreeSet::new(),
             applied: BTreeMap::new(),
+            pushed: BTreeSet::new(),
             sessions: Vec::new(),
             counted: (0, 0),
             healing: false,
@@ -279,7 +287,11 @@ impl World {
             Step::Wipe { of } => self.replace(of, "wipe", |_| Some(Disk::default())),
             Step::Backup { of } => self.nodes[of].backup = Some((self.nodes[of].disk.copy(), 0)),
             Step::Restore { of } => self.replace(of, "restore", |world| Some(world.nodes[of].backup.take()?.0)),
-            Step::Clone { of, from } => self.replace(of, "clone", |world| Some(world.nodes[from].disk.copy())),
+            Step::Clone { of, from } => self.replace(of, "clone", |world| {
+                // It may be down, with writes on its disk that it told nobody of.
+                world.maybe_wrote(from);
+                Some(world.nodes[from].disk.copy())
+            }),
             Step::Evict { of, for_ms } => self.evict(of, for_ms),
             Step::Jump { of, by_ms, for_ms } => {
                 self.met("jump");
@@ -318,6 +330,9 @@ impl World {
             self.met("late copy");
         } else if self.rng.random_bool(0.15) && !self.healing {
             self.after(0, LATE_MS, Due::Deliver { link, to, frame, again: true });
+        }
+        if !again {
+            self.check_pushed(link, to, &message);
         }
         self.handle(to, Event::Received { peer, session: link, message });
     }

@@ -183,9 +183,9 @@ fn versions_agree_on_the_newest_that_both_speak() {
     assert_eq!(range(4, 6).agree(range(2, 4)), Some(4));
 }
 
-/// What version 3 is, byte by byte: a change here is a new version.
+/// What version 3 is, byte by byte, and what version 4 adds: a change here is a new version.
 #[test]
-fn the_bytes_of_version_3_are_these() {
+fn the_bytes_of_versions_3_and_4_are_these() {
     let origin = Origin { node: "a".parse().unwrap(), incarnation: 2 };
     let vector = VersionVector::from_iter([(origin.clone(), 3)]);
     let reach = Reach { cut: Stamp(7), floor: Stamp(5) };
@@ -207,6 +207,8 @@ fn the_bytes_of_version_3_are_these() {
     }];
     let proof = Bytes::from_static(b"p");
     let voucher = Voucher { origin: origin.clone(), key: PublicKey([0xee; 32]), at_ms: 5, proof };
+    let fresh =
+        |reason| Message::Batch { reason, cut: Stamp(7), entries: Vec::new(), warrants: Vec::new(), complete: None };
     let golden = [
         (
             Message::Vouch(vec![voucher]),
@@ -214,8 +216,13 @@ fn the_bytes_of_version_3_are_these() {
              0000000000000005000170",
         ),
         (
-            Message::Hello { versions: VERSIONS, node: origin.node.clone(), vector: vector.clone(), reach },
-            "01000300040001610000000100016100000000000000020000000000000003\
+            Message::Hello {
+                versions: Versions { min: 3, max: 3 },
+                node: origin.node.clone(),
+                vector: vector.clone(),
+                reach,
+            },
+            "01000300030001610000000100016100000000000000020000000000000003\
              00000000000000070000000000000005",
         ),
         (
@@ -245,6 +252,9 @@ fn the_bytes_of_version_3_are_these() {
              0000000000000006",
         ),
         (Message::Ask { after: Bytes::from_static(b"d") }, "040164"),
+        (fresh(Reason::Push), "020000000000000000070000000000"),
+        (fresh(Reason::Relay), "020300000000000000070000000000"),
+        (fresh(Reason::Relayed), "020400000000000000070000000000"),
     ];
     for (message, expected) in golden {
         let frame = encode(&message);

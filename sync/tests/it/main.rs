@@ -1,6 +1,6 @@
 //! Whole KVs on real sockets and real disks.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod alone;
 mod fleet;
@@ -8,4 +8,6 @@ mod forgery;
 mod home;
 mod mesh;
 mod refusals;
+mod regions;
+mod slow;
 mod terms;

@@ -52,7 +52,7 @@ fn without_warrants(message: Message) -> Message {
 }
 
 fn members(node: &mut Node, names: &[&str]) {
-    node.handle(Event::Roster(names.iter().map(|node| name(node)).collect()));
+    node.handle(roster(&names.iter().map(|node| (*node, "r")).collect::<Vec<_>>()));
 }
 
 fn warrant_rows(node: &Node) -> Vec<Row> {
