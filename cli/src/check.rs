@@ -54,7 +54,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
         }
         Kind::Node => {
             let config = node::load(path)?;
-            let what = format!("node {} in {}{}", config.name, config.region, front(&config)?);
+            let what = format!("node {} in {}{}{}", config.name, config.region, front(&config)?, backends(&config)?);
             let Some(own) = &config.trust.policy else { return Ok(judged(output, path, &what, (path, &[]))) };
             let (rules, lints) = policy(own)?;
             return Ok(judged(output, path, &format!("{what}\npolicy with {rules} rules"), (own, &lints)));
@@ -101,6 +101,18 @@ fn front(config: &NodeConfig) -> Result<String, Report> {
         told += &format!("\ncertificate of {name} ends in {} days", left.as_secs() / DAY_SECONDS);
     }
     Ok(told + &acme(config)?)
+}
+
+/// The backends of its stores, and their files read as a start would. Nothing is connected to.
+fn backends(config: &NodeConfig) -> Result<String, Report> {
+    selvage_backend::check(&config.kv).map_err(|error| failure("read the files of a backend", &error, None))?;
+    let mut told = String::new();
+    for (name, backend) in &config.kv.backends {
+        let own = config.kv.stores.keys().filter(|store| config.kv.backend_of(store) == Some(name)).count();
+        let rest = if config.kv.backend.as_ref() == Some(name) { ", and every store without a rule" } else { "" };
+        told += &format!("\nbackend {name}: {}, {own} stores by name{rest}", backend.kind.as_str());
+    }
+    Ok(told)
 }
 
 /// What certificates are got with, looked at as a start would, and when those that were got end.

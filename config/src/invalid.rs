@@ -133,6 +133,20 @@ impl Diagnostic for Invalid {
     }
 }
 
+/// Where a field is named. A key may have dots in it, so every beginning of the path is tried.
+fn place_of(table: &toml::de::DeTable<'_>, field: &str) -> Option<std::ops::Range<usize>> {
+    let behind = |name: &str| match field.strip_prefix(name)? {
+        "" => Some(""),
+        rest => rest.strip_prefix('.'),
+    };
+    let (key, value, rest) = table.iter().find_map(|(key, value)| Some((key, value, behind(key.get_ref())?)))?;
+    let inner = value.get_ref().as_table().and_then(|table| place_of(table, rest));
+    Some(inner.unwrap_or_else(|| key.span()))
+}
+
+/// What is told of an address with a secret in it. Its place is not: where a mistake has one, its line is shown.
+pub(crate) const SECRET: &str = "an address holds no secrets";
+
 /// Collects mistakes, so that all of them are told at once.
 #[derive(Debug, Default)]
 pub(crate) struct Problems(Vec<Problem>);
@@ -148,6 +162,14 @@ impl Problems {
     ) {
         let (field, message) = (field.into(), message.to_string());
         self.0.push(Problem { span: span.into(), field, message, hint: hint.map(str::to_owned) });
+    }
+
+    /// Gives those without a place that of their field in a TOML document: of its name, or of the last table on the way.
+    pub(crate) fn locate(&mut self, text: &str) {
+        let Ok(document) = toml::de::DeTable::parse(text) else { return };
+        for problem in self.0.iter_mut().filter(|problem| problem.span.is_none() && problem.message != SECRET) {
+            problem.span = place_of(document.get_ref(), &problem.field);
+        }
     }
 
     /// Whether nothing was noted yet.

@@ -21,7 +21,7 @@ use crate::{NodeName, Region, app};
 
 pub use acme::{Acme, AcmeChallenge, ExternalAccount};
 pub use admin::{Admin, AdminOperator};
-pub use kv::{Kv, KvEngine, KvStore};
+pub use kv::{Kv, KvBackend, KvBackendKind, KvEngine, KvStore, MESH, RedisAddress};
 pub use name::{CertificateName, NotAName};
 pub use tls_name::{Alpn, ClientCertificates, TlsName};
 
@@ -307,6 +307,7 @@ impl NodeConfig {
         }
         config.kv.problems(&mut problems);
         config.admin.problems(&mut problems);
+        problems.locate(text);
         problems.settle(file, text, Some(config))
     }
 
@@ -333,6 +334,7 @@ impl NodeConfig {
             acme.place_below(base);
         }
         self.tls.names.iter_mut().for_each(|name| name.place_below(base));
+        self.kv.place_below(base);
     }
 }
 

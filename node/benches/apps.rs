@@ -41,7 +41,7 @@ pub(crate) async fn base(dir: &Path, compiled: &Path) -> anyhow::Result<Base> {
         cache: CompileCache::open(compiled)?,
         terms: tokio::sync::watch::Sender::new(Arc::new(Policy::LocalFiles.into())),
         limits_cap: Limits::node_cap(),
-        kv,
+        kv: kv.into(),
         egress: Arc::new(Egress::new(&EgressOptions::default())?),
         keys: KeyFetcher::new(&[], false)?,
         state: State::open(dir)?,

@@ -176,7 +176,7 @@ fn grants(kv: &Kv, egress: &Arc<Egress>, isolation: Isolation) -> anyhow::Result
         files: None,
         outbound: Vec::new(),
         stores: Vec::new(),
-        kv: kv.clone(),
+        kv: kv.clone().into(),
         egress: Arc::clone(egress),
         spent: Arc::default(),
         log_dropped: Metrics::new().log_dropped("bench"),

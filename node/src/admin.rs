@@ -5,6 +5,7 @@
 //! request that a web page could have sent.
 
 mod access;
+mod backend;
 mod kv;
 mod shelf;
 
@@ -24,6 +25,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
+use selvage_backend::{BackendStatus, Stores};
 use selvage_certs::{OperatorName, Role, peer_of};
 use selvage_config::NodeName;
 use selvage_config::plan::Status;
@@ -62,14 +64,29 @@ pub type StatusOf = Arc<dyn Fn() -> Status + Send + Sync>;
 pub struct AdminParts {
     /// The front's parts: metrics, and whether there is anything to serve.
     pub parts: Arc<Parts>,
-    /// The node's KV.
-    pub kv: Option<Kv>,
+    /// The node's stores.
+    pub kv: Option<Stores>,
     /// What the node runs.
     pub status: StatusOf,
     /// Whom it lets in.
     pub access: Access,
     /// What it gives the node's peers.
     pub shelf: Option<Shelf>,
+}
+
+impl AdminParts {
+    fn mesh(&self) -> Option<&Kv> {
+        self.kv.as_ref().map(Stores::mesh)
+    }
+}
+
+/// The status as the control plane is told it, and what only operators see.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: Status,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kv_backends: Vec<BackendStatus>,
 }
 
 /// Why the listener could not be opened.
@@ -274,31 +291,37 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
     match (request.method(), path.as_str()) {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
         (&Method::GET, "/readyz")
-            if admin.parts.is_ready() && admin.kv.as_ref().is_none_or(|kv| kv.progress().is_ready()) =>
+            if admin.parts.is_ready() && admin.mesh().is_none_or(|kv| kv.progress().is_ready()) =>
         {
             text(StatusCode::OK, "ready\n")
         }
         (&Method::GET, "/readyz") => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         (&Method::GET, "/metrics") => {
-            for peer in admin.kv.iter().flat_map(Kv::status) {
+            for peer in admin.mesh().into_iter().flat_map(Kv::status) {
                 admin.parts.metrics.kv_peer(&peer);
             }
-            if let Some(kv) = &admin.kv {
+            if let Some(kv) = admin.mesh() {
                 admin.parts.metrics.kv_progress(&kv.progress());
                 admin.parts.metrics.kv_homes(&kv.homes(), kv.home_counts());
             }
-            if let Some(Ok(stats)) = admin.kv.as_ref().map(Kv::stats) {
+            if let Some(Ok(stats)) = admin.mesh().map(Kv::stats) {
                 admin.parts.metrics.kv_engine(&stats);
+            }
+            for backend in admin.kv.iter().flat_map(Stores::status) {
+                admin.parts.metrics.kv_backend(&backend);
             }
             plain(StatusCode::OK, EXPOSITION, admin.parts.metrics.text())
         }
-        (&Method::GET, "/status") => json(StatusCode::OK, &(admin.status)()),
+        (&Method::GET, "/status") => {
+            let backends = admin.kv.iter().flat_map(Stores::status).collect();
+            json(StatusCode::OK, &Shown { status: (admin.status)(), kv_backends: backends })
+        }
         (_, "/healthz" | "/readyz" | "/metrics" | "/status") => {
             refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET")
         }
         (method, path) if admin.kv.is_some() && path.starts_with("/homes") => {
             match (&admin.kv, path.strip_prefix("/homes")) {
-                (Some(kv), Some(rest)) => kv::homes(kv, rest, method),
+                (Some(kv), Some(rest)) => kv::homes(kv.mesh(), rest, method),
                 _ => refuse(StatusCode::NOT_FOUND, "no KV", "this node runs without KV"),
             }
         }
@@ -307,8 +330,8 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
                 refuse(StatusCode::NOT_FOUND, "no such path", "see /status, /metrics, /kv/, /homes, /peers")
             }
             (None, ..) => refuse(StatusCode::NOT_FOUND, "no KV", "this node runs without KV"),
-            (Some(kv), Some(rest), _) => kv::answer(kv, rest, request).await,
-            (Some(kv), None, Some(rest)) => kv::peers(kv, rest, request).await,
+            (Some(stores), Some(rest), _) => kv::answer(stores, rest, request).await,
+            (Some(stores), None, Some(rest)) => kv::peers(stores.mesh(), rest, request).await,
         },
     }
 }

@@ -137,7 +137,7 @@ pub(crate) mod tests {
             files: None,
             outbound: Vec::new(),
             stores: stores.iter().map(|label| label.parse().unwrap()).collect(),
-            kv: selvage_sync::Kv::open(options, Arc::new(|_| None)).await.unwrap(),
+            kv: selvage_sync::Kv::open(options, Arc::new(|_| None)).await.unwrap().into(),
             egress: Arc::new(outbound::Egress::new(&EgressOptions::default()).unwrap()),
             spent: Arc::default(),
             log_dropped: Metrics::new().log_dropped("test"),

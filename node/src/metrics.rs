@@ -69,6 +69,15 @@ pub struct Metrics {
     kv_homes: IntGaugeVec,
     kv_held: IntGaugeVec,
     kv_corrupt: IntGauge,
+    kv_backends: Backends,
+}
+
+/// What is told of the backends of the KV.
+#[derive(Debug, Clone)]
+struct Backends {
+    state: IntGaugeVec,
+    requests: IntCounterVec,
+    busy: IntCounterVec,
 }
 
 /// One more while it lives, one less after.
@@ -136,6 +145,48 @@ fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGau
     metric
 }
 
+/// What the count of such reads says of itself.
+const CORRUPT_READS: &str = "Reads that met a damaged KV row, since the start.";
+
+fn seconds_of(registry: &Registry) -> HistogramVec {
+    let options = HistogramOpts::new("selvage_request_seconds", "Time from a request's head to its answer's end.")
+        .buckets(SECONDS.to_vec());
+    let metric = HistogramVec::new(options, &["app", "protocol"]).expect(FIXED);
+    registry.register(Box::new(metric.clone())).expect(FIXED);
+    metric
+}
+
+fn number(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    let metric = IntGauge::new(name, help).expect(FIXED);
+    registry.register(Box::new(metric.clone())).expect(FIXED);
+    metric
+}
+
+impl Backends {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            state: gauge(
+                registry,
+                "selvage_kv_backend_state",
+                "Whether there is a connection to a backend of the KV (connected), and requests under way there.",
+                &["backend", "what"],
+            ),
+            requests: counter(
+                registry,
+                "selvage_kv_backend_requests_total",
+                "Requests to a backend of the KV, by how they ended.",
+                &["backend", "outcome"],
+            ),
+            busy: counter(
+                registry,
+                "selvage_kv_backend_busy_microseconds_total",
+                "What requests to a backend of the KV took, all together.",
+                &["backend"],
+            ),
+        }
+    }
+}
+
 /// Where certificates of the front come from.
 const CERTIFICATE_SOURCES: [&str; 2] = ["file", "acme"];
 
@@ -181,15 +232,6 @@ impl Metrics {
     /// Metrics that have counted nothing.
     pub fn new() -> Self {
         let registry = Registry::new();
-        let options = HistogramOpts::new("selvage_request_seconds", "Time from a request's head to its answer's end.")
-            .buckets(SECONDS.to_vec());
-        let seconds = HistogramVec::new(options, &["app", "protocol"]).expect(FIXED);
-        registry.register(Box::new(seconds.clone())).expect(FIXED);
-        let under_way = IntGauge::new("selvage_requests_under_way", "Requests under way.").expect(FIXED);
-        registry.register(Box::new(under_way.clone())).expect(FIXED);
-        let kv_corrupt = IntGauge::new("selvage_kv_corrupt_reads", "Reads that met a damaged KV row, since the start.")
-            .expect(FIXED);
-        registry.register(Box::new(kv_corrupt.clone())).expect(FIXED);
         Self {
             requests: counter(
                 &registry,
@@ -197,8 +239,8 @@ impl Metrics {
                 "Requests that ended, by how.",
                 &["app", "protocol", "fault", "outcome"],
             ),
-            seconds,
-            under_way,
+            seconds: seconds_of(&registry),
+            under_way: number(&registry, "selvage_requests_under_way", "Requests under way."),
             connections: gauge(&registry, "selvage_connections", "Open connections.", &["protocol"]),
             turned_away: counter(
                 &registry,
@@ -276,7 +318,8 @@ impl Metrics {
                 "What the KV holds: records with tombstones, bytes of them, and bytes of the engine on disk.",
                 &["of"],
             ),
-            kv_corrupt,
+            kv_corrupt: number(&registry, "selvage_kv_corrupt_reads", CORRUPT_READS),
+            kv_backends: Backends::new(&registry),
             registry,
         }
     }
@@ -441,6 +484,20 @@ impl Metrics {
             self.kv_held.with_label_values(&[of]).set(i64::try_from(number).unwrap_or(i64::MAX));
         }
         self.kv_corrupt.set(i64::try_from(stats.corrupt).unwrap_or(i64::MAX));
+    }
+
+    /// How it stands with a backend of the KV.
+    pub fn kv_backend(&self, status: &selvage_backend::BackendStatus) {
+        let name = status.name.as_str();
+        self.kv_backends.state.with_label_values(&[name, "connected"]).set(status.connected.into());
+        let under_way = i64::try_from(status.under_way).unwrap_or(i64::MAX);
+        self.kv_backends.state.with_label_values(&[name, "under_way"]).set(under_way);
+        // The backend counts by itself: here is told what came since it was last asked.
+        let told = |counter: &IntCounter, all: u64| counter.inc_by(all.saturating_sub(counter.get()));
+        for (outcome, count) in &status.requests {
+            told(&self.kv_backends.requests.with_label_values(&[name, outcome]), *count);
+        }
+        told(&self.kv_backends.busy.with_label_values(&[name]), status.busy_us);
     }
 
     /// All metrics in prometheus' text exposition format.

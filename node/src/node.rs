@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use selvage_backend::{Backends, Stores};
 use selvage_certs::{FrontSecret, NameRules, Role, peer_role};
 use selvage_config::join::Authorities;
 use selvage_config::node::{Egress as EgressConfig, NodeConfig, Trust};
@@ -154,10 +155,8 @@ impl Node {
             (Some(_), None) => return Err(StartError::Identity),
             (None, _) => None,
         };
-        let ways_out = WaysOut::new(&config.egress)?;
-        let options =
-            config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()));
-        let engines = start_engines(options);
+        let (ways_out, backends) = (WaysOut::new(&config.egress)?, Backends::open(&config.kv)?);
+        let engines = start_engines(engine_options(&config));
         let state = State::open_with(&config.state_dir, config.sealing_key.as_deref())?;
         let acme = acme_of(&config, reload.as_ref())?;
         let sealing = config.acme.as_ref().filter(|acme| acme.shared).map(|_| secret.place_seal());
@@ -170,8 +169,10 @@ impl Node {
         let revoked = ledger.as_ref().map(Ledger::revoked).unwrap_or_default();
         let terms = Terms::new(policy, revoked);
         let kv = open_kv(&config, fleet.as_ref()).await?;
+        let stores = Stores::new(kv.clone(), backends);
         let compiled = state.dir().join(COMPILED);
-        let base = base(state.clone(), kv.clone(), terms, config.limits.clone(), ways_out, (engines, compiled)).await?;
+        let base =
+            base(state.clone(), stores.clone(), terms, config.limits.clone(), ways_out, (engines, compiled)).await?;
         machine::tell_if_few_descriptors();
 
         let parts = Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone());
@@ -200,7 +201,7 @@ impl Node {
         });
         let access = Access::new(ledger.clone(), config.admin.named());
         let shelf = Shelf::new(state.clone(), planned.clone());
-        let status = admin_parts(&me, &parts, (&kv, shelf), &report, access);
+        let status = admin_parts(&me, &parts, (stores, shelf), &report, access);
         let admin = open_admin(config.listen.admin, fleet.as_ref(), &me, status).await?;
 
         let mut tasks = JoinSet::new();
@@ -431,6 +432,10 @@ impl WaysOut {
     }
 }
 
+fn engine_options(config: &NodeConfig) -> EngineOptions {
+    config.instances_max.map_or_else(EngineOptions::default, |n| EngineOptions::of_instances(n.get()))
+}
+
 /// Starts the engines beside what else a start has to do: reserving the address space of the pools waits for the kernel.
 fn start_engines(options: EngineOptions) -> JoinHandle<Result<Engines, EngineError>> {
     tokio::task::spawn_blocking(move || Engines::new(&options))
@@ -439,13 +444,13 @@ fn start_engines(options: EngineOptions) -> JoinHandle<Result<Engines, EngineErr
 /// What all apps of a node stand on.
 async fn base(
     state: State,
-    kv: Kv,
+    kv: impl Into<Stores>,
     terms: Terms,
     limits_cap: Limits,
     ways_out: WaysOut,
     (engines, compiled): (JoinHandle<Result<Engines, EngineError>>, PathBuf),
 ) -> Result<Arc<Base>, StartError> {
-    let engines = engines.await??;
+    let (engines, kv) = (engines.await??, kv.into());
     let started = tokio::task::spawn_blocking(move || {
         let cache = CompileCache::open(&compiled)?;
         let WaysOut { guests: egress, keys } = ways_out;
@@ -493,11 +498,11 @@ async fn open_admin(
 fn admin_parts(
     me: &Arc<Me>,
     parts: &Arc<Parts>,
-    (kv, shelf): (&Kv, Shelf),
+    (stores, shelf): (Stores, Shelf),
     report: &watch::Receiver<Report>,
     access: Access,
 ) -> AdminParts {
     let (me, report, seen) = (Arc::clone(me), report.clone(), Arc::clone(parts));
     let status = Arc::new(move || me.status(&report.borrow(), &seen));
-    AdminParts { parts: Arc::clone(parts), kv: Some(kv.clone()), status, access, shelf: Some(shelf) }
+    AdminParts { parts: Arc::clone(parts), kv: Some(stores), status, access, shelf: Some(shelf) }
 }

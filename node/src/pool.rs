@@ -79,7 +79,7 @@ pub struct Grants {
     /// The stores that it may open.
     pub stores: Vec<StoreLabel>,
     /// Where its stores are.
-    pub kv: selvage_sync::Kv,
+    pub kv: selvage_backend::Stores,
     /// The way out.
     pub egress: Arc<Egress>,
     /// What its app has used of full cores.

@@ -24,6 +24,11 @@ impl Fleet {
         Self::with_listeners("http = \"127.0.0.1:0\"", "", |_| ())
     }
 
+    /// The same with more tables in the node's file.
+    pub(crate) fn start_with_tables(tables: &str) -> Self {
+        Self::with_listeners("http = \"127.0.0.1:0\"", tables, |_| ())
+    }
+
     /// The same with a node that is reached by TLS and HTTP/3 too, by the name `hello.localhost` under `front-ca.pem`.
     pub(crate) fn start_with_tls() -> Self {
         Self::start_with_front("", |_| ())

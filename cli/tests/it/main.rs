@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod attacked;
+mod backends;
 mod by_hand;
 mod demo;
 mod fleet;

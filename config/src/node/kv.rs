@@ -1,12 +1,17 @@
 //! Where a node keeps its KV, and how much.
 
+mod backend;
+
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde::Deserialize;
 
 use crate::StoreName;
 use crate::invalid::Problems;
+
+pub use backend::{KvBackend, KvBackendKind, MESH, RedisAddress};
 
 /// The `[kv]` table of a node's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -24,14 +29,20 @@ pub struct Kv {
     pub store_mib_max: u32,
     /// Stores with rules of their own, by name: `[kv.stores."app/label"]`.
     pub stores: BTreeMap<StoreName, KvStore>,
+    /// Servers that may keep stores in place of the mesh, by name.
+    pub backends: BTreeMap<String, KvBackend>,
+    /// Which of them keeps every store that does not say otherwise. Default `mesh`: none of them.
+    pub backend: Option<String>,
 }
 
 /// One store's own rules.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct KvStore {
-    /// In place of `store_mib_max`.
+    /// In place of `store_mib_max`. Only for a store in the mesh: other servers have bounds of their own.
     pub mib_max: Option<u32>,
+    /// The backend that keeps it, or `mesh`.
+    pub backend: Option<String>,
 }
 
 impl Default for Kv {
@@ -43,6 +54,8 @@ impl Default for Kv {
             total_mib_max: 1024,
             store_mib_max: 256,
             stores: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            backend: None,
         }
     }
 }
@@ -95,6 +108,29 @@ impl Kv {
             let message = format!("{} is above total_mib_max, which is {}", self.store_mib_max, self.total_mib_max);
             problems.add(None, "kv.store_mib_max", message, None);
         }
+        backend::problems(&self.backends, problems);
+        let chosen = self.stores.iter().map(|(name, store)| (format!("kv.stores.{name}.backend"), &store.backend));
+        for (field, backend) in chosen.chain([("kv.backend".to_owned(), &self.backend)]) {
+            if let Some(name) = backend.as_deref().filter(|name| *name != MESH && !self.backends.contains_key(*name)) {
+                problems.add(None, field, format!("there is no [kv.backends.{name}]"), None);
+            }
+        }
+        for name in self.stores.iter().filter(|(_, store)| store.mib_max.is_some()).map(|(name, _)| name) {
+            if let Some(backend) = self.backend_of(name) {
+                let message = format!("is for stores in the mesh, and this one is in backend {backend:?}");
+                problems.add(None, format!("kv.stores.{name}.mib_max"), message, Some("bound it there"));
+            }
+        }
+    }
+
+    pub(super) fn place_below(&mut self, base: &Path) {
+        self.backends.values_mut().for_each(|backend| backend.place_below(base));
+    }
+
+    /// The backend that keeps `store`; none: it is in the mesh.
+    pub fn backend_of(&self, store: &StoreName) -> Option<&str> {
+        let own = self.stores.get(store).and_then(|store| store.backend.as_ref());
+        own.or(self.backend.as_ref()).map(String::as_str).filter(|name| *name != MESH)
     }
 
     /// The most that `store` takes, bytes.
@@ -108,3 +144,6 @@ impl Kv {
         u64::from(self.total_mib_max) << 20
     }
 }
+
+#[cfg(test)]
+mod tests;

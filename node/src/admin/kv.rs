@@ -1,18 +1,19 @@
 //! KV for operators: values as they are, keys percent-encoded in the path; and how it stands with the peers.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::IF_NONE_MATCH;
 use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use selvage_backend::Stores;
 use selvage_config::{AppName, NodeName, Region, StoreLabel, StoreName};
 use selvage_sync::store::{LARGE_BYTES_MAX, LIST_MAX, Terms};
-use selvage_sync::{HomeError, Kv, KvError, Place, Token};
+use selvage_sync::{HomeError, Kv, KvError, Listed, Place, Token};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, json, plain, refuse};
+use super::{Answer, backend, json, plain, refuse};
 
 /// Bytes of a document that orders something.
 const ORDER_BYTES_MAX: usize = 1024;
@@ -36,10 +37,20 @@ struct Item {
 
 /// A listing.
 #[derive(Debug, Serialize)]
-struct Listing {
+pub(super) struct Listing {
     keys: Vec<Item>,
     /// What to ask for next as `after`, if there may be more.
     after: Option<String>,
+}
+
+impl Listing {
+    /// Of what was found where `limit` were asked for.
+    pub(super) fn of(found: Vec<Listed>, limit: usize) -> Self {
+        let after = (found.len() == limit).then(|| found.last().map(|last| last.name.clone())).flatten();
+        let item =
+            |found: Listed| Item { key: found.name, bytes: found.bytes, stamp_ms: found.stamp_ms, node: found.node };
+        Self { keys: found.into_iter().map(item).collect(), after }
+    }
 }
 
 /// What changed.
@@ -89,11 +100,16 @@ pub(super) fn place(rest: &str) -> Option<(AppName, StoreLabel, Option<&str>)> {
 }
 
 /// Answers what follows `/kv/`: `<app>/<label>` or `<app>/<label>/<key>`.
-pub(super) async fn answer(kv: &Kv, rest: &str, request: Request<Incoming>) -> Answer {
+pub(super) async fn answer(stores: &Stores, rest: &str, request: Request<Incoming>) -> Answer {
     let Some((app, label, key)) = place(rest) else {
         return refuse(StatusCode::BAD_REQUEST, "no such store name", "the path is /kv/<app>/<label>/<key>");
     };
     let store = StoreName::of(&app, &label);
+    let place = stores.store(store.clone());
+    if place.backend().is_some() {
+        return backend::answer(&place, key.filter(|key| !key.is_empty()), request).await;
+    }
+    let kv = stores.mesh();
     let Some(key) = key.filter(|key| !key.is_empty()) else {
         return match *request.method() {
             Method::GET if request.uri().query().is_some_and(|query| query.contains("watch=")) => {
@@ -146,12 +162,9 @@ async fn session(kv: &Kv, request: &Request<Incoming>) -> Result<(), Box<Answer>
 
 /// Writes a value, which ends after `ttl_ms` if the query says so; with `if-none-match: *` only where there is none.
 async fn put(kv: &Kv, store: &StoreName, key: &str, request: Request<Incoming>) -> Answer {
-    let ttl = match request.uri().query() {
-        None | Some("") => None,
-        Some(query) => match query.strip_prefix("ttl_ms=").and_then(|ttl| ttl.parse::<u64>().ok()) {
-            Some(ttl) if ttl > 0 => Some(ttl),
-            _ => return refuse(StatusCode::BAD_REQUEST, "query", "it may be ttl_ms=<milliseconds to live>"),
-        },
+    let ends = match ends(request.uri().query()) {
+        Ok(ends) => ends,
+        Err(refusal) => return *refusal,
     };
     // RFC 9110 13.1.2: only if there is none yet.
     let if_absent = request.headers().get(IF_NONE_MATCH).is_some_and(|value| value == "*");
@@ -159,7 +172,7 @@ async fn put(kv: &Kv, store: &StoreName, key: &str, request: Request<Incoming>) 
         Ok(value) => value,
         Err(refusal) => return *refusal,
     };
-    let terms = Terms { expires_ms: ttl.map(ends_in), metadata: Bytes::new() };
+    let terms = Terms { expires_ms: ends, metadata: Bytes::new() };
     let written = match if_absent {
         true => kv.set_if(store, key, value, terms, None).await.transpose(),
         false => Some(kv.set_on(store, key, value, terms).await),
@@ -181,10 +194,13 @@ async fn put(kv: &Kv, store: &StoreName, key: &str, request: Request<Incoming>) 
     }
 }
 
-/// The instant that is so many milliseconds away, since the Unix epoch.
-fn ends_in(ttl_ms: u64) -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_add(ttl_ms)
+/// When a value ends that is written with this query, milliseconds since the Unix epoch.
+pub(super) fn ends(query: Option<&str>) -> Result<Option<u64>, Box<Answer>> {
+    let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
+    match query.strip_prefix("ttl_ms=").and_then(|ttl| ttl.parse::<u64>().ok()).filter(|ttl| *ttl > 0) {
+        Some(ttl_ms) => Ok(Some(selvage_sync::store::now_ms().saturating_add(ttl_ms))),
+        None => Err(Box::new(refuse(StatusCode::BAD_REQUEST, "query", "it may be ttl_ms=<milliseconds to live>"))),
+    }
 }
 
 /// A store that has a home.
@@ -266,16 +282,7 @@ async fn list(kv: Kv, store: StoreName, query: &str) -> Answer {
         kv.list_entries(&store, &asked.prefix, asked.after.as_deref(), asked.limit)
     });
     match listed.await {
-        Ok(Ok(found)) => {
-            let after = (found.len() == limit).then(|| found.last().map(|last| last.name.clone())).flatten();
-            let item = |found: selvage_sync::Listed| Item {
-                key: found.name,
-                bytes: found.bytes,
-                stamp_ms: found.stamp_ms,
-                node: found.node,
-            };
-            json(StatusCode::OK, &Listing { keys: found.into_iter().map(item).collect(), after })
-        }
+        Ok(Ok(found)) => json(StatusCode::OK, &Listing::of(found, limit)),
         Ok(Err(error)) => failed(&error),
         Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "listing ended early", "see the node's log"),
     }
@@ -334,14 +341,14 @@ impl Watch {
 
 /// A listing's query.
 #[derive(Debug, PartialEq, Eq)]
-struct Asked {
-    prefix: String,
-    after: Option<String>,
-    limit: usize,
+pub(super) struct Asked {
+    pub(super) prefix: String,
+    pub(super) after: Option<String>,
+    pub(super) limit: usize,
 }
 
 impl Asked {
-    fn parse(query: &str) -> Option<Self> {
+    pub(super) fn parse(query: &str) -> Option<Self> {
         let mut asked = Self { prefix: String::new(), after: None, limit: LIST_DEFAULT };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=')?;
@@ -358,7 +365,7 @@ impl Asked {
 }
 
 /// Undoes percent-encoding (RFC 3986 2.1), and `+` for a space in a query. `None` if it is broken or no UTF-8.
-fn decode(text: &str, plus_is_space: bool) -> Option<String> {
+pub(super) fn decode(text: &str, plus_is_space: bool) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
@@ -378,7 +385,7 @@ fn decode(text: &str, plus_is_space: bool) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-async fn body(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, Box<Answer>> {
+pub(super) async fn body(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, Box<Answer>> {
     match Limited::new(request.into_body(), bytes_max).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
@@ -396,7 +403,7 @@ fn done(result: Result<(), KvError>) -> Answer {
     }
 }
 
-fn failed(error: &KvError) -> Answer {
+pub(super) fn failed(error: &KvError) -> Answer {
     let (status, hint) = match error {
         KvError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "use a shorter key or value"),
         KvError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "try again"),

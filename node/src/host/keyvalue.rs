@@ -3,7 +3,7 @@
 use wasmtime::component::{Linker, Resource};
 
 use super::State;
-use super::stores::{Store, StoreError, check_batch};
+use super::stores::{Store, StoreError};
 
 /// Pages that a guest may list from one bucket of the first draft: their cursor is a number, so the place that each
 /// stands for has to be kept.
@@ -52,7 +52,7 @@ impl State {
 mod draft {
     use wasmtime::component::{HasSelf, Linker, Resource};
 
-    use super::{Bucket, MARKS_MAX, State, StoreError, check_batch};
+    use super::{Bucket, MARKS_MAX, State, StoreError};
 
     mod bindings {
         wasmtime::component::bindgen!({
@@ -85,7 +85,7 @@ mod draft {
 
     impl store::HostBucket for State {
         async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Option<Vec<u8>>, StoreError> {
-            self.store(&bucket)?.get(&key)
+            self.store(&bucket)?.get(&key).await
         }
 
         async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<(), StoreError> {
@@ -97,7 +97,7 @@ mod draft {
         }
 
         async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Result<bool, StoreError> {
-            self.store(&bucket)?.exists(&key)
+            self.store(&bucket)?.exists(&key).await
         }
 
         async fn list_keys(
@@ -105,10 +105,12 @@ mod draft {
             bucket: Resource<Bucket>,
             cursor: Option<u64>,
         ) -> Result<store::KeyResponse, StoreError> {
-            let bucket = self.table.get_mut(&bucket)?;
-            let mark = |cursor: u64| usize::try_from(cursor).ok().and_then(|at| bucket.marks.get(at));
+            let opened = self.table.get(&bucket)?;
+            let mark = |cursor: u64| usize::try_from(cursor).ok().and_then(|at| opened.marks.get(at));
             let after = cursor.map(|cursor| mark(cursor).cloned().ok_or(StoreError::Cursor)).transpose()?;
-            let (keys, more) = bucket.store.page(after.as_deref())?;
+            let store = opened.store.clone();
+            let (keys, more) = store.page(after.as_deref()).await?;
+            let bucket = self.table.get_mut(&bucket)?;
             let mut next = None;
             if let (true, Some(last)) = (more, keys.last()) {
                 if bucket.marks.len() == MARKS_MAX {
@@ -141,9 +143,8 @@ mod draft {
             bucket: Resource<Bucket>,
             keys: Vec<String>,
         ) -> Result<Vec<Option<(String, Vec<u8>)>>, StoreError> {
-            check_batch(keys.len())?;
-            let store = self.store(&bucket)?;
-            keys.into_iter().map(|key| Ok(store.get(&key)?.map(|value| (key, value)))).collect()
+            let values = self.store(&bucket)?.get_many(&keys).await?;
+            Ok(keys.into_iter().zip(values).map(|(key, value)| Some((key, value?))).collect())
         }
 
         async fn set_many(
@@ -163,7 +164,7 @@ mod draft {
 mod draft2 {
     use wasmtime::component::{HasSelf, Linker, Resource};
 
-    use super::{Bucket, Cas, State, StoreError, check_batch};
+    use super::{Bucket, Cas, State, StoreError};
 
     mod bindings {
         wasmtime::component::bindgen!({
@@ -199,7 +200,7 @@ mod draft2 {
 
     impl store::HostBucket for State {
         async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Option<Vec<u8>>, StoreError> {
-            self.store(&bucket)?.get(&key)
+            self.store(&bucket)?.get(&key).await
         }
 
         async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<(), StoreError> {
@@ -211,7 +212,7 @@ mod draft2 {
         }
 
         async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Result<bool, StoreError> {
-            self.store(&bucket)?.exists(&key)
+            self.store(&bucket)?.exists(&key).await
         }
 
         async fn list_keys(
@@ -219,7 +220,7 @@ mod draft2 {
             bucket: Resource<Bucket>,
             cursor: Option<String>,
         ) -> Result<store::KeyResponse, StoreError> {
-            let (keys, more) = self.store(&bucket)?.page(cursor.as_deref())?;
+            let (keys, more) = self.store(&bucket)?.page(cursor.as_deref()).await?;
             let cursor = if more { keys.last().cloned() } else { None };
             Ok(store::KeyResponse { keys, cursor })
         }
@@ -237,7 +238,8 @@ mod draft2 {
 
         /// Compares at the store's home, where all writes are made one after another: a lock between nodes. Of a store
         /// without a home it compares with what this node knows, and nothing comes between that and the write; but the
-        /// last write wins, so a write elsewhere that has not arrived yet is not seen: no lock between nodes.
+        /// last write wins, so a write elsewhere that has not arrived yet is not seen: no lock between nodes. In a backend it
+        /// compares there, for all nodes.
         async fn swap(
             &mut self,
             cas: Resource<Cas>,
@@ -278,9 +280,8 @@ mod draft2 {
             bucket: Resource<Bucket>,
             keys: Vec<String>,
         ) -> Result<Vec<(String, Option<Vec<u8>>)>, StoreError> {
-            check_batch(keys.len())?;
-            let store = self.store(&bucket)?;
-            keys.into_iter().map(|key| Ok((key.clone(), store.get(&key)?))).collect()
+            let values = self.store(&bucket)?.get_many(&keys).await?;
+            Ok(keys.into_iter().zip(values).collect())
         }
 
         async fn set_many(

@@ -68,7 +68,7 @@ impl store::HostBucket for State {
             value: kept.value.into(),
             metadata: kept.terms.metadata.into(),
             ttl_ms: kept.terms.expires_ms.map(|expires| expires.saturating_sub(now_ms)),
-            version: kept.version.to_string(),
+            version: kept.version,
         }))
     }
 
@@ -80,7 +80,7 @@ impl store::HostBucket for State {
         on: store::Terms,
     ) -> Result<String, StoreError> {
         let (store, terms) = (self.bucket(&bucket)?, terms(on)?);
-        Ok(store.set_on(&key, value, terms).await?.to_string())
+        store.set_on(&key, value, terms).await
     }
 
     async fn set_if(
@@ -92,11 +92,11 @@ impl store::HostBucket for State {
         condition: store::Condition,
     ) -> Result<Option<String>, StoreError> {
         let (store, terms) = (self.bucket(&bucket)?, terms(on)?);
-        let seen = match condition {
+        let seen = match &condition {
             store::Condition::Absent => None,
-            store::Condition::Version(version) => Some(version.parse().map_err(|_| StoreError::Version)?),
+            store::Condition::Version(version) => Some(version.as_str()),
         };
-        Ok(store.set_if(&key, value, terms, seen).await?.map(|written| written.to_string()))
+        store.set_if(&key, value, terms, seen).await
     }
 
     async fn delete(&mut self, bucket: Resource<Store>, key: String) -> Result<(), StoreError> {
@@ -122,7 +122,7 @@ impl store::HostBucket for State {
         limit: u32,
     ) -> Result<store::Page, StoreError> {
         let limit = usize::try_from(limit).unwrap_or(LIST_MAX).clamp(1, LIST_MAX);
-        let keys = self.bucket(&bucket)?.list(&prefix, cursor.as_deref(), limit)?;
+        let keys = self.bucket(&bucket)?.list(&prefix, cursor.as_deref(), limit).await?;
         let cursor = keys.last().filter(|_| keys.len() == limit).cloned();
         Ok(store::Page { keys, cursor })
     }
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(entry.version, set);
         // The other interfaces see the value alone.
         let plain = state.bucket(&bucket).unwrap();
-        assert_eq!(plain.get("k").unwrap(), Some(b"v".to_vec()));
+        assert_eq!(plain.get("k").await.unwrap(), Some(b"v".to_vec()));
         plain.set("k", b"w".to_vec()).await.unwrap();
         let entry = state.get(again(&bucket), "k".into()).await.unwrap().unwrap();
         assert_eq!((entry.value.as_slice(), entry.metadata.as_slice(), entry.ttl_ms), (&b"w"[..], &b""[..], None));

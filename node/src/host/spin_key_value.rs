@@ -62,7 +62,7 @@ impl v2::HostStore for State {
     }
 
     async fn get(&mut self, store: Resource<Store>, key: String) -> Result<Option<Vec<u8>>, StoreError> {
-        self.spin_store(&store)?.get(&key)
+        self.spin_store(&store)?.get(&key).await
     }
 
     async fn set(&mut self, store: Resource<Store>, key: String, value: Vec<u8>) -> Result<(), StoreError> {
@@ -74,11 +74,11 @@ impl v2::HostStore for State {
     }
 
     async fn exists(&mut self, store: Resource<Store>, key: String) -> Result<bool, StoreError> {
-        self.spin_store(&store)?.exists(&key)
+        self.spin_store(&store)?.exists(&key).await
     }
 
     async fn get_keys(&mut self, store: Resource<Store>) -> Result<Vec<String>, StoreError> {
-        self.spin_store(&store)?.keys()
+        self.spin_store(&store)?.keys().await
     }
 
     async fn drop(&mut self, store: Resource<Store>) -> wasmtime::Result<()> {
@@ -127,7 +127,7 @@ impl<T: Send> v3::HostStoreWithStore<T> for HasSelf<State> {
         store: Resource<Store>,
         key: String,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        store_of(accessor, &store)?.get(&key)
+        store_of(accessor, &store)?.get(&key).await
     }
 
     async fn set(
@@ -144,14 +144,14 @@ impl<T: Send> v3::HostStoreWithStore<T> for HasSelf<State> {
     }
 
     async fn exists(accessor: &Accessor<T, Self>, store: Resource<Store>, key: String) -> Result<bool, StoreError> {
-        store_of(accessor, &store)?.exists(&key)
+        store_of(accessor, &store)?.exists(&key).await
     }
 
     async fn get_keys(
         accessor: &Accessor<T, Self>,
         store: Resource<Store>,
     ) -> wasmtime::Result<(StreamReader<String>, FutureReader<Result<(), v3::Error>>)> {
-        let (keys, end) = match store_of(accessor, &store)?.keys() {
+        let (keys, end) = match store_of(accessor, &store)?.keys().await {
             Ok(keys) => (keys, Ok(())),
             Err(error) => (Vec::new(), Err(to_v3(error)?)),
         };

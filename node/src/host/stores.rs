@@ -1,9 +1,9 @@
 //! The stores that a component was granted, for all the interfaces through which guests reach them.
 
 use bytes::Bytes;
+use selvage_backend::{Kept, Store as Place, StoreError as PlaceError};
 use selvage_config::{StoreLabel, StoreName};
-use selvage_sync::store::{Kept, Terms};
-use selvage_sync::{Dot, Kv, KvError};
+use selvage_sync::store::Terms;
 use wasmtime::component::ResourceTableError;
 
 use crate::pool::Grants;
@@ -19,8 +19,7 @@ pub(super) const BATCH_KEYS_MAX: usize = 1_000;
 #[expect(unreachable_pub, reason = "the generated bindings re-export it")]
 #[derive(Clone)]
 pub struct Store {
-    kv: Kv,
-    name: StoreName,
+    place: Place,
 }
 
 /// Why a store or a key can't be had. Always a value for the guest.
@@ -56,9 +55,18 @@ pub enum StoreError {
     /// The guest's handle is none, or it holds too many: not a value but a trap.
     #[error("handle")]
     Handle(#[from] ResourceTableError),
-    /// The store refuses: the key or value breaks a bound, or the disk fails.
+    /// The store refuses: the key or value breaks a bound, the disk fails, or its backend is away.
     #[error(transparent)]
-    Kv(#[from] KvError),
+    Place(PlaceError),
+}
+
+impl From<PlaceError> for StoreError {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Version => Self::Version,
+            error => Self::Place(error),
+        }
+    }
 }
 
 impl Store {
@@ -68,27 +76,34 @@ impl Store {
         if !grants.stores.contains(&label) {
             return Err(StoreError::AccessDenied);
         }
-        Ok(Self { kv: grants.kv.clone(), name: StoreName::of(&grants.app, &label) })
+        Ok(Self { place: grants.kv.store(StoreName::of(&grants.app, &label)) })
     }
 
-    pub(super) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.kv.get(&self.name, key)?.map(Into::into))
+    pub(super) async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.place.get(key).await?.map(Into::into))
+    }
+
+    /// The values of keys, in their order.
+    pub(super) async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        check_batch(keys.len())?;
+        let values = self.place.get_many(keys).await?;
+        Ok(values.into_iter().map(|value| value.map(Into::into)).collect())
     }
 
     pub(super) async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
-        Ok(self.kv.set(&self.name, key, Bytes::from(value)).await.map(drop)?)
+        Ok(self.place.set(key, Bytes::from(value)).await?)
     }
 
     pub(super) async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        Ok(self.kv.delete(&self.name, key).await.map(drop)?)
+        Ok(self.place.delete(key).await?)
     }
 
-    pub(super) fn exists(&self, key: &str) -> Result<bool, StoreError> {
-        Ok(self.kv.exists(&self.name, key)?)
+    pub(super) async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        Ok(self.place.exists(key).await?)
     }
 
     pub(super) async fn increment(&self, key: &str, delta: i64) -> Result<i64, StoreError> {
-        Ok(self.kv.increment(&self.name, key, delta).await?)
+        self.increment_until(key, delta, None).await
     }
 
     pub(super) async fn increment_until(
@@ -97,17 +112,17 @@ impl Store {
         delta: i64,
         expires_ms: Option<u64>,
     ) -> Result<i64, StoreError> {
-        Ok(self.kv.increment_until(&self.name, key, delta, expires_ms).await?.0)
+        Ok(self.place.increment(key, delta, expires_ms).await?)
     }
 
     /// The value as the store's home has it, or this node where there is none: what a condition is to be made of.
     pub(super) async fn latest(&self, key: &str) -> Result<Option<Kept>, StoreError> {
-        Ok(self.kv.latest(&self.name, key).await?)
+        Ok(self.place.latest(key).await?)
     }
 
     /// Which write it was.
-    pub(super) async fn set_on(&self, key: &str, value: Vec<u8>, terms: Terms) -> Result<Dot, StoreError> {
-        Ok(self.kv.set_on(&self.name, key, Bytes::from(value), terms).await?.dot)
+    pub(super) async fn set_on(&self, key: &str, value: Vec<u8>, terms: Terms) -> Result<String, StoreError> {
+        Ok(self.place.set_on(key, Bytes::from(value), terms).await?)
     }
 
     /// Which write it was; none if `seen` is not what stands there.
@@ -116,20 +131,24 @@ impl Store {
         key: &str,
         value: Vec<u8>,
         terms: Terms,
-        seen: Option<Dot>,
-    ) -> Result<Option<Dot>, StoreError> {
-        let written = self.kv.set_if(&self.name, key, Bytes::from(value), terms, seen).await?;
-        Ok(written.map(|written| written.dot))
+        seen: Option<&str>,
+    ) -> Result<Option<String>, StoreError> {
+        Ok(self.place.set_if(key, Bytes::from(value), terms, seen).await?)
     }
 
     /// Up to `limit` keys that begin with `prefix`, behind `after`.
-    pub(super) fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
-        Ok(self.kv.list(&self.name, prefix, after, limit)?)
+    pub(super) async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        Ok(self.place.list(prefix, after, limit).await?)
     }
 
     /// Sets `key` to `value` if it stands as `seen` at that moment, at the store's home or here; whether it did.
     pub(super) async fn swap(&self, key: &str, seen: Option<&[u8]>, value: Vec<u8>) -> Result<bool, StoreError> {
-        Ok(self.kv.swap(&self.name, key, seen, Bytes::from(value)).await?)
+        Ok(self.place.swap(key, seen, Bytes::from(value)).await?)
     }
 
     /// Sets one after the other. What was set before a failure stays, as the interface allows.
@@ -151,17 +170,17 @@ impl Store {
     }
 
     /// Up to [`PAGE_KEYS`] keys behind `after`, and whether there may be more.
-    pub(super) fn page(&self, after: Option<&str>) -> Result<(Vec<String>, bool), StoreError> {
-        let keys = self.kv.list(&self.name, "", after, PAGE_KEYS)?;
+    pub(super) async fn page(&self, after: Option<&str>) -> Result<(Vec<String>, bool), StoreError> {
+        let keys = self.list("", after, PAGE_KEYS).await?;
         let more = keys.len() == PAGE_KEYS;
         Ok((keys, more))
     }
 
     /// All keys.
-    pub(super) fn keys(&self) -> Result<Vec<String>, StoreError> {
+    pub(super) async fn keys(&self) -> Result<Vec<String>, StoreError> {
         let mut all: Vec<String> = Vec::new();
         loop {
-            let (keys, more) = self.page(all.last().map(String::as_str))?;
+            let (keys, more) = self.page(all.last().map(String::as_str)).await?;
             all.extend(keys);
             if all.len() > KEYS_MAX {
                 return Err(StoreError::TooMany(KEYS_MAX));
@@ -174,6 +193,6 @@ impl Store {
 }
 
 /// Refuses a batch that is too large.
-pub(super) fn check_batch(keys: usize) -> Result<(), StoreError> {
+fn check_batch(keys: usize) -> Result<(), StoreError> {
     if keys > BATCH_KEYS_MAX { Err(StoreError::TooMany(BATCH_KEYS_MAX)) } else { Ok(()) }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use selvage_backend::OpenError as BackendsError;
 use selvage_certs::{FileError, RandomError, ReloadError, TlsError};
 use selvage_sync::{KvError, OpenError};
 
@@ -91,6 +92,9 @@ pub enum StartError {
     /// The KV does not open.
     #[error("key-value store")]
     Kv(#[from] OpenError),
+    /// The files of a backend of the KV can't be used.
+    #[error("kv backends")]
+    Backends(#[from] BackendsError),
     /// A value can't be put where it shall stand at the start.
     #[error("set key-value")]
     Value(#[from] KvError),

@@ -506,8 +506,8 @@ impl Activation {
         let peers = plan.peers.iter().cloned();
         let address =
             |peer: selvage_config::plan::Peer| PeerAddr { node: peer.node, region: peer.region, addr: peer.address };
-        self.base.kv.set_peers(peers.map(address).collect());
-        self.base.kv.set_homes(plan.homes.clone());
+        self.base.kv.mesh().set_peers(peers.map(address).collect());
+        self.base.kv.mesh().set_homes(plan.homes.clone());
     }
 
     async fn keep_good(&mut self) {

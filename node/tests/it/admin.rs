@@ -1,5 +1,6 @@
 //! The operators' listener.
 
+mod backends;
 mod operators;
 
 use std::net::SocketAddr;
@@ -43,7 +44,7 @@ async fn parts() -> (TempDir, AdminParts) {
     let kv = Kv::open(options, Arc::new(|_| None)).await.unwrap();
     let parts = Arc::new(Parts::new(node, region, 10, Metrics::new()));
     let access = Access::new(None, Default::default());
-    (directory, AdminParts { parts, kv: Some(kv), status: Arc::new(status), access, shelf: None })
+    (directory, AdminParts { parts, kv: Some(kv.into()), status: Arc::new(status), access, shelf: None })
 }
 
 fn any() -> SocketAddr {

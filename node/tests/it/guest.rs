@@ -1,6 +1,7 @@
 //! Guests under their limits and with what they were granted, fresh or used again.
 
 mod activation;
+pub(crate) mod backends;
 mod generation3;
 mod granted;
 mod home;
@@ -95,7 +96,7 @@ impl Guest {
             files: None,
             outbound: Vec::new(),
             stores: Vec::new(),
-            kv,
+            kv: kv.into(),
             egress: Arc::new(Egress::new(&EgressOptions::default()).unwrap()),
             spent: Arc::default(),
             log_dropped: Metrics::new().log_dropped("test"),

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use selvage_backend::Stores;
 use selvage_config::app::Component;
 use selvage_config::app::variables::{TemplateError, Values};
 use selvage_config::release::ReleaseId;
 use selvage_config::{ComponentName, Digest, Limits};
-use selvage_sync::Kv;
 use tokio::sync::watch;
 
 use crate::engine::Engines;
@@ -34,7 +34,7 @@ pub struct Base {
     /// The most that any component may use.
     pub limits_cap: Limits,
     /// The stores.
-    pub kv: Kv,
+    pub kv: Stores,
     /// The way out.
     pub egress: Arc<Egress>,
     /// Keys of token issuers.

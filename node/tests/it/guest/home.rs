@@ -36,7 +36,7 @@ async fn on_two_nodes(name: &str) -> ([Active; 2], [Kv; 2], [tempfile::TempDir; 
     for kv in &kvs {
         let guest = Guest::new(name).await.with(|grants| {
             grants.stores = vec!["default".parse().unwrap()];
-            grants.kv = kv.clone();
+            grants.kv = kv.clone().into();
         });
         guests.push(guest.activate().unwrap());
     }
