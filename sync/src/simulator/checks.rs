@@ -61,6 +61,10 @@ impl World {
     /// sync.md, Push: nobody says the same write twice on a link as new, so what is passed on comes to an end.
     pub(super) fn check_pushed(&mut self, link: u64, to: usize, message: &Message) {
         let Message::Batch { reason, entries, .. } = message else { return };
+        // Who lies also says other numbers.
+        if self.nodes.iter().any(|node| node.has_lied) {
+            return;
+        }
         match reason {
             Reason::Relayed => self.met("passed on"),
             Reason::Push | Reason::Relay => {}
