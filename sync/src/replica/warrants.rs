@@ -107,7 +107,9 @@ impl Replica {
         vec![Action::Commit(batch)]
     }
 
-    /// Signs what a crash left unsigned: the newest own writes that still stand.
+    /// Signs what a crash left unsigned: the newest own writes that still stand. What follows one upon another is one run: one
+    /// that spans what was signed before would prove nothing of that, and be taken for a forgery beside what does. A
+    /// tombstone under what stands on it is left out: it may have been signed long ago, and nobody sends it.
     pub(super) fn sign_rest(&mut self) -> Result<(), EngineError> {
         let mut from = self.vector.get(&self.origin).saturating_sub(UNSIGNED_MAX) + 1;
         let (mut batch, mut leaves) = (Batch::default(), BTreeMap::new());
@@ -125,10 +127,14 @@ impl Replica {
             let Some(record) = record.filter(|_| matches!(self.tree(&dot), Ok(None))) else { continue };
             match read::record_at(self.engine.as_ref(), &record) {
                 Ok(record) => {
-                    if leaves.first_key_value().is_some_and(|(first, _)| seq - first >= RUN_MAX as u64) {
+                    let Some(entry) = record.entry(&dot) else { continue };
+                    if self.is_implied(entry)? {
+                        continue;
+                    }
+                    if leaves.len() >= RUN_MAX || !leaves.is_empty() && !leaves.contains_key(&(seq - 1)) {
                         put(&mut leaves);
                     }
-                    leaves.extend(record.entry(&dot).map(|entry| (seq, leaf(entry))));
+                    leaves.insert(seq, leaf(entry));
                 }
                 Err(ReadError::Corrupt(_)) => {}
                 Err(ReadError::Engine(error)) => return Err(error),

@@ -111,6 +111,8 @@ pub(super) struct World {
     pub(super) lost: BTreeSet<Dot>,
     /// Which nodes' disks have had a write: it may be superseded and collected there, and is not lost then.
     pub(super) applied: BTreeMap<Dot, BTreeSet<usize>>,
+    /// What arrived ahead of its time, and where.
+    aside: BTreeSet<(usize, Dot)>,
     /// What was pushed on which link to whom.
     pub(super) pushed: BTreeSet<(u64, usize, Dot)>,
     pub(super) sessions: Vec<(Token, Entry)>,
@@ -154,6 +156,7 @@ impl World {
             written: BTreeMap::new(),
             lost: BTreeSet::new(),
             applied: BTreeMap::new(),
+            aside: BTreeSet::new(),
             pushed: BTreeSet::new(),
             sessions: Vec::new(),
             counted: (0, 0),
@@ -426,12 +429,14 @@ impl World {
     fn handle_unless(&mut self, of: usize, event: Event, mute: bool) {
         let wall_ms = self.wall_ms(of);
         let disk = Arc::clone(&self.nodes[of].disk);
-        let arrived: Vec<Dot> = match &event {
+        let mut arrived: Vec<Dot> = match &event {
             Event::Received { message: Message::Batch { entries, .. } | Message::Snapshot { entries, .. }, .. } => {
                 entries.iter().map(|entry| entry.version.dot.clone()).collect()
             }
             _ => Vec::new(),
         };
+        // What was ahead of its time when it arrived is applied later.
+        arrived.extend(self.aside.iter().filter(|(at, _)| *at == of).map(|(_, dot)| dot.clone()));
         let told = self.traced.is_some().then(|| format!("{event:?}"));
         let Some(replica) = &mut self.nodes[of].replica else { return };
         let origin = replica.origin().clone();
@@ -449,7 +454,10 @@ impl World {
         // What was on its way, or waited in memory, when the last disk lost it.
         for dot in arrived {
             if disk.get(&crate::layout::index(&dot)).unwrap().is_some() {
+                self.aside.remove(&(of, dot.clone()));
                 self.applied.entry(dot).or_default().insert(of);
+            } else if self.written.get(&dot).is_some_and(|entry| entry.version.stamp.ms() > wall_ms) {
+                self.aside.insert((of, dot));
             }
         }
         self.lost.retain(|dot| disk.get(&crate::layout::index(dot)).unwrap().is_none());
