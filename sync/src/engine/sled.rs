@@ -6,6 +6,8 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -14,6 +16,12 @@ use super::{Batch, Engine, EngineError, Row};
 
 /// How often sled flushes by itself what nobody waits for, milliseconds.
 const FLUSH_EVERY_MS: u64 = 500;
+
+/// How long the file may still be held that was closed a moment ago: sled's threads let go of it in their own time.
+const CLOSING_MAX: Duration = Duration::from_secs(5);
+
+/// How often it is tried meanwhile.
+const CLOSING_LOOK: Duration = Duration::from_millis(20);
 
 /// The file that sled writes to, within its directory.
 const LOG_FILE: &str = "db";
@@ -28,13 +36,18 @@ pub struct Sled {
 }
 
 impl Sled {
-    /// Opens or makes the rows in `directory`, which no other process may have open. sled may use `cache_bytes` as
-    /// cache; its real use is a multiple of that.
+    /// Opens or makes the rows in `directory`, which no other process may have open: an error after
+    /// [`CLOSING_MAX`]. sled may use `cache_bytes` as cache; its real use is a multiple of that.
     pub fn open(directory: &Path, cache_bytes: u64) -> Result<Self, EngineError> {
-        let rows = caught("open", || {
-            let config = sled::Config::new().path(directory).cache_capacity(cache_bytes);
-            config.flush_every_ms(Some(FLUSH_EVERY_MS)).open().map_err(|source| failed("open", source))
-        })?;
+        let config = sled::Config::new().path(directory).cache_capacity(cache_bytes);
+        let config = config.flush_every_ms(Some(FLUSH_EVERY_MS));
+        let began = Instant::now();
+        let rows = loop {
+            match caught("open", || Ok(config.open()))? {
+                Err(error) if is_held(&error) && began.elapsed() < CLOSING_MAX => thread::sleep(CLOSING_LOOK),
+                opened => break opened.map_err(|source| failed("open", source))?,
+            }
+        };
         let log = File::open(directory.join(LOG_FILE)).map_err(|source| EngineError::io("open", source))?;
         Ok(Self { rows: Some(rows), log, guard: Guard::default() })
     }
@@ -104,6 +117,11 @@ impl Engine for Sled {
     fn disk_bytes(&self) -> Result<u64, EngineError> {
         self.guard.run("stat", || self.rows().size_on_disk().map_err(|source| failed("stat", source)))
     }
+}
+
+/// Whether the file is locked. sled has no kind of its own for it.
+fn is_held(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
 /// What sled calls a bug or not supported is in practice what it finds in damaged files.

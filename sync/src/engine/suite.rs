@@ -222,6 +222,21 @@ fn what_can_not_be_opened_is_moved_aside_and_the_node_begins_anew() {
     }
 }
 
+/// sled's threads may hold its file for a moment after it was closed.
+#[test]
+fn a_file_that_is_still_being_closed_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    put(&*bare(KvEngine::Sled, directory.path()), record("k"), b"1");
+    let held = std::fs::File::open(directory.path().join("db")).unwrap();
+    held.lock().unwrap();
+    let closing = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(held);
+    });
+    assert_eq!(bare(KvEngine::Sled, directory.path()).get(&record("k")).unwrap().unwrap(), "1");
+    closing.join().unwrap();
+}
+
 #[test]
 fn an_engine_that_failed_on_damage_is_not_opened_again() {
     let directory = tempfile::tempdir().unwrap();
