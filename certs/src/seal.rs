@@ -35,7 +35,8 @@ impl Seal {
     /// The disk's, or a file that is no key.
     pub fn open(path: &Path) -> io::Result<Self> {
         let key = match fs::read_to_string(path) {
-            Ok(text) => decode(text.trim()).ok_or_else(|| io::Error::other("not 64 hexadecimal digits"))?,
+            Ok(text) => decode(text.trim())
+                .ok_or_else(|| io::Error::other("not 64 hexadecimal digits (openssl rand -hex 32 makes a key)"))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
             Err(error) => return Err(error),
         };
