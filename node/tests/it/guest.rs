@@ -70,14 +70,14 @@ fn compiled_for(engines: &Engines, cache: &CompileCache, bytes: Bytes) -> Result
 }
 
 /// A guest about to be activated, with what it gets.
-struct Guest {
+pub(crate) struct Guest {
     code: Bytes,
     grants: Grants,
     _state: tempfile::TempDir,
 }
 
 impl Guest {
-    async fn new(name: &str) -> Self {
+    pub(crate) async fn new(name: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
         let options = selvage_sync::Options::alone(
             "node".parse().unwrap(),
@@ -113,7 +113,7 @@ impl Guest {
         self.with(|grants| change(&mut grants.limits))
     }
 
-    fn activate(self) -> Result<Active, ActivateError> {
+    pub(crate) fn activate(self) -> Result<Active, ActivateError> {
         self.activate_on(&ENGINES)
     }
 
@@ -129,8 +129,8 @@ impl Guest {
 }
 
 /// A guest that answers requests.
-struct Active {
-    pool: Arc<Pool>,
+pub(crate) struct Active {
+    pub(crate) pool: Arc<Pool>,
     _state: tempfile::TempDir,
 }
 

@@ -6,16 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::BodyExt as _;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::code::{Code, Wrong};
 use super::message::Head;
-use super::receive::{Lost, Opened, Receiving, Streamed};
+use super::receive::{Lost, Opened, Receiving, Streamed, Unread};
 use super::send::{SendError, Sending};
 use super::shared::Shared;
 use crate::fault::{ClientFault, Fault};
-use crate::listen::body::Inbound;
 use crate::listen::forwarded::believe;
 use crate::request::{Body, Protocol, Request, empty, full};
 use crate::serve::{refuse, serve};
@@ -65,13 +63,13 @@ fn give_up(sending: &mut Sending, receiving: &mut Receiving, lost: Lost) {
 }
 
 /// The request for the steps above, and a way back for the rest of its stream.
-fn request(shared: &Arc<Shared>, head: Head, mut receiving: Receiving) -> (Request, Unread) {
-    let (body, unread): (Body, Unread) = match receiving.whole() {
+fn request(shared: &Arc<Shared>, head: Head, mut receiving: Receiving) -> (Request, Option<Unread>) {
+    let (body, unread): (Body, Option<Unread>) = match receiving.whole() {
         Some(data) if data.is_empty() => (empty(), None),
         Some(data) => (full(data), None),
         None => {
-            let (body, unread) = Streamed::new(receiving);
-            (Inbound::patient(body, shared.patience_with_body()).boxed_unsync(), Some(unread))
+            let (body, unread) = Streamed::new(receiving, shared.patience_with_body());
+            (body.boxed_unsync(), Some(unread))
         }
     };
     let mut request = Request {
@@ -85,10 +83,7 @@ fn request(shared: &Arc<Shared>, head: Head, mut receiving: Receiving) -> (Reque
     (request, unread)
 }
 
-/// Where the rest of a stream comes back whose body nobody read to its end.
-type Unread = Option<oneshot::Receiver<Receiving>>;
-
-async fn answer(shared: &Arc<Shared>, request: Request, mut unread: Unread, sending: &mut Sending) {
+async fn answer(shared: &Arc<Shared>, request: Request, mut unread: Option<Unread>, sending: &mut Sending) {
     // Dropping the loser: whoever does not want an answer any more ends the request; nobody watches an answer that is there.
     let serving = async {
         if shared.may_ask(request.client.ip()) {
@@ -105,9 +100,8 @@ async fn answer(shared: &Arc<Shared>, request: Request, mut unread: Unread, send
             return shared.glitch();
         }
     };
-    let mut back = move || unread.as_mut().and_then(|unread| unread.try_recv().ok());
-    let rest = back();
-    if let Some(wrong) = rest.as_ref().and_then(Receiving::wrong) {
+    let wrong = |unread: &Option<Unread>| unread.as_ref().and_then(Unread::wrong);
+    if let Some(wrong) = wrong(&unread) {
         return sending.reset(wrong.code);
     }
     match sending.answer(response).await {
@@ -118,10 +112,11 @@ async fn answer(shared: &Arc<Shared>, request: Request, mut unread: Unread, send
         }
         Err(error) => {
             tracing::debug!(client = %shared.quic.remote_address(), error = format!("{:#}", anyhow::Error::new(error)), "answer given up");
-            return sending.reset(Code::Internal);
+            // An answer that follows its request ends with it.
+            return sending.reset(wrong(&unread).map_or(Code::Internal, |wrong| wrong.code));
         }
     }
-    if let Some(receiving) = rest.or_else(back) {
+    if let Some(receiving) = unread.as_mut().and_then(Unread::back) {
         read_over(receiving).await;
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -16,6 +16,8 @@ use super::message;
 use super::section::Refused;
 use super::shared::Shared;
 use crate::listen::STREAM_WINDOW_BYTES;
+use crate::listen::patience::Patience;
+use crate::request::BodyError;
 
 /// Bytes that are taken from quinn at once.
 const CHUNK_BYTES_MAX: usize = 64 * 1024;
@@ -113,11 +115,6 @@ impl Receiving {
     /// The body, if all of it is there and in one piece.
     pub(super) fn whole(&mut self) -> Option<Bytes> {
         (self.over && self.ahead.len() < 2).then(|| self.ahead.pop_front().unwrap_or_default())
-    }
-
-    /// What the client did wrong, if it did.
-    pub(super) fn wrong(&self) -> Option<Wrong> {
-        self.wrong
     }
 
     /// The next piece of the body.
@@ -233,12 +230,35 @@ impl Drop for Receiving {
 pub(super) struct Streamed {
     receiving: Option<Receiving>,
     back: Option<oneshot::Sender<Receiving>>,
+    patience: Patience,
+    wrong: Arc<OnceLock<Wrong>>,
+}
+
+/// What is left of a request whose body others read.
+pub(super) struct Unread {
+    back: oneshot::Receiver<Receiving>,
+    wrong: Arc<OnceLock<Wrong>>,
+}
+
+impl Unread {
+    /// The stream, if nobody reads it any more.
+    pub(super) fn back(&mut self) -> Option<Receiving> {
+        self.back.try_recv().ok()
+    }
+
+    /// What the client did wrong, if it did.
+    pub(super) fn wrong(&self) -> Option<Wrong> {
+        self.wrong.get().copied()
+    }
 }
 
 impl Streamed {
-    pub(super) fn new(receiving: Receiving) -> (Self, oneshot::Receiver<Receiving>) {
+    /// `patience` is how long the client may be waited for.
+    pub(super) fn new(receiving: Receiving, patience: Patience) -> (Self, Unread) {
         let (back, unread) = oneshot::channel();
-        (Self { receiving: Some(receiving), back: Some(back) }, unread)
+        let wrong = Arc::<OnceLock<Wrong>>::default();
+        let unread = Unread { back: unread, wrong: Arc::clone(&wrong) };
+        (Self { receiving: Some(receiving), back: Some(back), patience, wrong }, unread)
     }
 }
 
@@ -253,11 +273,29 @@ impl Drop for Streamed {
 
 impl http_body::Body for Streamed {
     type Data = Bytes;
-    type Error = Lost;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Lost>>> {
-        let Some(receiving) = self.receiving.as_mut() else { return Poll::Ready(None) };
-        receiving.poll_data(cx).map(|data| data.map(|data| data.map(Frame::data)).transpose())
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self { receiving, patience, wrong, .. } = self.get_mut();
+        let Some(receiving) = receiving.as_mut() else { return Poll::Ready(None) };
+        let data = match receiving.poll_data(cx) {
+            Poll::Ready(data) => data,
+            Poll::Pending => {
+                let _slow = ready!(patience.poll_wait(cx));
+                // As where the client had ended it here (RFC 9114 8.1).
+                let slow = Wrong::stream(Code::RequestIncomplete, "body did not come in time");
+                receiving.refuse(slow);
+                Err(slow.into())
+            }
+        };
+        patience.moved(data.as_ref().map_or(0, |data| data.as_ref().map_or(0, Bytes::len)));
+        if let Err(Lost::Wrong(found)) = &data {
+            // The first is the one that is told.
+            let _ = wrong.set(*found);
+        }
+        Poll::Ready(
+            data.map_err(|lost| BodyError::Transport(lost.into())).map(|data| data.map(Frame::data)).transpose(),
+        )
     }
 
     fn is_end_stream(&self) -> bool {

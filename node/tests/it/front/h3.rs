@@ -1,6 +1,7 @@
 //! HTTP/3.
 
 mod attacks;
+mod bodies;
 mod leaving;
 mod limits;
 mod raw;
