@@ -3,10 +3,11 @@
 //! [`serve`] goes round it: faults become answers, every request is counted and logged once, when the last byte of its
 //! answer is out or given up.
 
-use std::hash::{BuildHasher, RandomState};
+mod ids;
+
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,6 +22,7 @@ use selvage_config::front::Front;
 use selvage_config::plan::ReleaseLoad;
 use selvage_config::{AppName, Limits, NodeName, Region};
 
+use self::ids::Ids;
 use crate::acme;
 use crate::admit::{Admission, Permit};
 use crate::fault::{ClientFault, Fault, GuestFault};
@@ -72,13 +74,6 @@ pub struct Parts {
     told_to_drain: AtomicBool,
 }
 
-/// Names requests: unique on this node, and not twice after a restart.
-#[derive(Debug)]
-struct Ids {
-    start: u64,
-    next: AtomicU64,
-}
-
 impl Parts {
     /// Parts with an empty table.
     pub fn new(node: NodeName, region: Region, requests_max: u32, metrics: Metrics) -> Self {
@@ -93,8 +88,7 @@ impl Parts {
             rules: Arc::default(),
             node,
             region,
-            // The standard library's hash keys are the one source of randomness that can't fail.
-            ids: Ids { start: RandomState::new().hash_one(0), next: AtomicU64::new(0) },
+            ids: Ids::new(),
             draining: AtomicBool::new(false),
             told_to_drain: AtomicBool::new(false),
         }
@@ -153,14 +147,6 @@ impl Parts {
         let actives = table.apps().iter().chain(table.seconds().map(|second| &second.app));
         let watched = actives.filter(|active| apps.contains(&active.app().name));
         watched.filter_map(|active| Some(active.tally().load(active.release()?.clone()))).collect()
-    }
-
-    fn next_id(&self) -> HeaderValue {
-        let id = format!("{:016x}-{:x}", self.ids.start, self.ids.next.fetch_add(1, Ordering::Relaxed));
-        let mut value = HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits and '-'");
-        // It never comes again: to HPACK this says that its table shall not keep it (RFC 7541 6.2.3).
-        value.set_sensitive(true);
-        value
     }
 }
 
@@ -334,7 +320,7 @@ struct Record {
 impl Record {
     fn new(parts: Arc<Parts>, request: &Request) -> Self {
         Self {
-            id: parts.next_id(),
+            id: parts.ids.next(),
             started: request.arrived,
             protocol: request.protocol,
             client: request.client,

@@ -89,11 +89,12 @@ fn authority(protocol: Protocol, target: Option<&Authority>, fields: &HeaderMap)
     if protocol != Protocol::H1 && field.is_some_and(|field| !field.eq_ignore_ascii_case(authority)) {
         return None;
     }
-    let port_is_number = match authority.strip_prefix(parsed.host())? {
+    let host = parsed.host();
+    let port_is_number = match authority.strip_prefix(host)? {
         "" => true,
         port => port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok()),
     };
-    (!parsed.host().is_empty() && port_is_number).then(|| parsed.clone())
+    (!host.is_empty() && port_is_number).then_some(parsed)
 }
 
 /// Whether the fields leave no doubt where the body ends.

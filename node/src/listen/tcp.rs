@@ -302,10 +302,6 @@ where
     let write_idle = Duration::from_millis(front.write_idle_ms);
     let patience = Patience::new(write_idle, front.bytes_per_second_min);
     let shared = Arc::new(shared);
-    let service = service_fn(move |http| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(answer(&shared, http).await) }
-    });
     let spread = u32::try_from(RandomState::new().hash_one(0_u8) % 1_000).unwrap_or(0);
     match protocol {
         Protocol::H2 => {
@@ -313,6 +309,11 @@ where
             let io = TokioIo::new(Stream::new(inner, ahead, judge, activity.clone(), patience));
             let tasks = Tasks::new(write_idle, front.bytes_per_second_min);
             let times = Times::new(&front, PREFACE.len() as u64, spread);
+            // In a box at once: its task is moved some five times before it runs, and this is most of it.
+            let service = service_fn(move |http| {
+                let shared = Arc::clone(&shared);
+                Box::pin(async move { Ok::<_, Infallible>(answer(&shared, http).await) })
+            });
             // In a box of its own: moved into what drives it, it would have room there twice.
             let mut connection = Box::pin(h2_builder(&front, tasks).serve_connection(io, service));
             Box::pin(async move {
@@ -324,6 +325,10 @@ where
             let judge = Judge::Messages(Messages::new(bounds(&front)));
             let stream = Stream::new(inner, ahead, judge, activity.clone(), patience);
             let times = Times::new(&front, 0, spread);
+            let service = service_fn(move |http| {
+                let shared = Arc::clone(&shared);
+                async move { Ok::<_, Infallible>(answer(&shared, http).await) }
+            });
             let connection = Connection::new(h1_builder(&front), stream, service);
             Box::pin(async move {
                 let _open = open;
