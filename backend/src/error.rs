@@ -18,6 +18,32 @@ pub enum StoreError {
     /// A version that no read gave.
     #[error("unknown version")]
     Version,
+    /// The mesh is changing its process, or has done so.
+    #[error(transparent)]
+    Moving(#[from] Moving),
+}
+
+/// Why a call of the mesh came to nothing while one process takes over from another.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Moving {
+    /// The process that has it now has not opened it, or the one before has not let go of it. Nothing was asked.
+    #[error("the kv is on its way to another process: try again")]
+    NotYet,
+    /// The process that has it now is gone, or can't be understood.
+    #[error("the process that has the kv now is gone: whether a write was made is not known")]
+    Lost,
+    /// The process that has it now did not answer.
+    #[error("the process that has the kv now did not answer within {ms} ms: whether a write was made is not known")]
+    Silent {
+        /// How long it was waited for.
+        ms: u64,
+    },
+    /// The process that has it now refuses.
+    #[error("{why}")]
+    Refused {
+        /// What it says, as its own guests would read it.
+        why: String,
+    },
 }
 
 /// Why a backend did not do it. It says nothing of addresses or of what the server wrote: guests see it.

@@ -7,8 +7,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod ability;
+mod carry;
 mod contact;
 mod error;
+mod mesh;
 mod nats;
 mod redis;
 mod secret;
@@ -17,7 +19,9 @@ mod stores;
 mod tls;
 
 pub use ability::{Abilities, Reach};
+pub use carry::{Carrier, serve as serve_carried};
 pub use contact::{BackendStatus, OUTCOMES};
-pub use error::{BackendError, OpenError, StoreError, Trouble};
+pub use error::{BackendError, Moving, OpenError, StoreError, Trouble};
+pub use mesh::Mesh;
 pub use store::{Kept, Store};
 pub use stores::{Backends, Stores, check};

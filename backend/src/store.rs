@@ -6,10 +6,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use selvage_config::StoreName;
 use selvage_sync::store::{HIDDEN, METADATA_BYTES_MAX, Terms};
-use selvage_sync::{Dot, Kv, KvError, Listed};
+use selvage_sync::{Dot, KvError, Listed};
 
 use crate::ability::Abilities;
-use crate::error::StoreError;
+use crate::error::{Moving, StoreError};
+use crate::mesh::{Mesh, Reached};
 use crate::stores::Backend;
 
 /// Longest key, bytes: the same wherever a store is, so that it can move.
@@ -28,6 +29,12 @@ pub struct Kept {
     pub version: String,
 }
 
+impl From<selvage_sync::store::Kept> for Kept {
+    fn from(kept: selvage_sync::store::Kept) -> Self {
+        Self { value: kept.value, terms: kept.terms, version: kept.version.to_string() }
+    }
+}
+
 /// One store.
 #[derive(Clone)]
 pub struct Store {
@@ -37,13 +44,13 @@ pub struct Store {
 
 #[derive(Clone)]
 enum Place {
-    Mesh(Kv),
+    Mesh(Mesh),
     Backend(Arc<Backend>),
 }
 
 impl Store {
-    pub(crate) fn in_mesh(kv: Kv, name: StoreName) -> Self {
-        Self { name, place: Place::Mesh(kv) }
+    pub(crate) fn in_mesh(mesh: Mesh, name: StoreName) -> Self {
+        Self { name, place: Place::Mesh(mesh) }
     }
 
     pub(crate) fn in_backend(backend: Arc<Backend>, name: StoreName) -> Self {
@@ -56,9 +63,9 @@ impl Store {
     }
 
     /// The node's own replicated KV, if that is where it is.
-    pub fn mesh(&self) -> Option<&Kv> {
+    pub fn mesh(&self) -> Option<&Mesh> {
         match &self.place {
-            Place::Mesh(kv) => Some(kv),
+            Place::Mesh(mesh) => Some(mesh),
             Place::Backend(_) => None,
         }
     }
@@ -82,37 +89,33 @@ impl Store {
     /// The value of a key.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => Ok(kv.get(&self.name, key)?),
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.get(&self.name, key)?),
+                Reached::Carried(carrier) => carrier.get(&self.name, key).await,
+            },
             Place::Backend(_) => Ok(self.latest(key).await?.map(|kept| kept.value)),
         }
     }
 
     /// The values of keys, in their order.
     pub async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        match &self.place {
-            Place::Mesh(kv) => Ok(keys.iter().map(|key| kv.get(&self.name, key)).collect::<Result<_, _>>()?),
-            Place::Backend(_) => {
-                stream::iter(keys.iter().map(|key| self.get(key)).collect::<Vec<_>>())
-                    .buffered(BATCH_AT_ONCE)
-                    .try_collect()
-                    .await
-            }
+        if let Place::Mesh(mesh) = &self.place
+            && let Reached::Here(kv) = mesh.reach().await?
+        {
+            return Ok(keys.iter().map(|key| kv.get(&self.name, key)).collect::<Result<_, _>>()?);
         }
+        let values = stream::iter(keys.iter().map(|key| self.get(key)).collect::<Vec<_>>());
+        values.buffered(BATCH_AT_ONCE).try_collect().await
     }
 
     /// A value with its terms and which write it is, as the store's home has it or its backend: what a condition is to be
     /// made of.
     pub async fn latest(&self, key: &str) -> Result<Option<Kept>, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => {
-                let kept = kv.latest(&self.name, key).await?;
-                let here = |kept: selvage_sync::store::Kept| Kept {
-                    value: kept.value,
-                    terms: kept.terms,
-                    version: kept.version.to_string(),
-                };
-                Ok(kept.map(here))
-            }
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.latest(&self.name, key).await?.map(Kept::from)),
+                Reached::Carried(carrier) => carrier.latest(&self.name, key).await,
+            },
             Place::Backend(backend) => {
                 check_key(key)?;
                 match &**backend {
@@ -126,7 +129,10 @@ impl Store {
     /// Whether the key exists.
     pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => Ok(kv.exists(&self.name, key)?),
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.exists(&self.name, key)?),
+                Reached::Carried(carrier) => carrier.exists(&self.name, key).await,
+            },
             Place::Backend(backend) => {
                 check_key(key)?;
                 match &**backend {
@@ -139,16 +145,16 @@ impl Store {
 
     /// Sets a key.
     pub async fn set(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
-        match &self.place {
-            Place::Mesh(kv) => Ok(kv.set(&self.name, key, value).await?),
-            Place::Backend(_) => self.set_on(key, value, Terms::default()).await.map(drop),
-        }
+        self.set_on(key, value, Terms::default()).await.map(drop)
     }
 
     /// Sets a key on terms. Which write it was.
     pub async fn set_on(&self, key: &str, value: Bytes, terms: Terms) -> Result<String, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => Ok(kv.set_on(&self.name, key, value, terms).await?.dot.to_string()),
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.set_on(&self.name, key, value, terms).await?.dot.to_string()),
+                Reached::Carried(carrier) => carrier.set_on(&self.name, key, value, terms).await,
+            },
             Place::Backend(backend) => {
                 check_entry(key, &terms)?;
                 match &**backend {
@@ -169,11 +175,14 @@ impl Store {
         seen: Option<&str>,
     ) -> Result<Option<String>, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => {
-                let seen = seen.map(|seen| seen.parse::<Dot>().map_err(|_| StoreError::Version)).transpose()?;
-                let written = kv.set_if(&self.name, key, value, terms, seen).await?;
-                Ok(written.map(|written| written.dot.to_string()))
-            }
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => {
+                    let seen = seen.map(|seen| seen.parse::<Dot>().map_err(|_| StoreError::Version)).transpose()?;
+                    let written = kv.set_if(&self.name, key, value, terms, seen).await?;
+                    Ok(written.map(|written| written.dot.to_string()))
+                }
+                Reached::Carried(carrier) => carrier.set_if(&self.name, key, value, terms, seen).await,
+            },
             Place::Backend(backend) => {
                 check_entry(key, &terms)?;
                 match &**backend {
@@ -187,7 +196,10 @@ impl Store {
     /// Sets a key if its value is `seen` at that moment; whether it was.
     pub async fn swap(&self, key: &str, seen: Option<&[u8]>, value: Bytes) -> Result<bool, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => Ok(kv.swap(&self.name, key, seen, value).await?),
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.swap(&self.name, key, seen, value).await?),
+                Reached::Carried(carrier) => carrier.swap(&self.name, key, seen, value).await,
+            },
             Place::Backend(_) => {
                 let stands = self.latest(key).await?;
                 if stands.as_ref().map(|stands| &*stands.value) != seen {
@@ -202,7 +214,10 @@ impl Store {
     /// Deletes a key, whether it exists or not.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         match &self.place {
-            Place::Mesh(kv) => Ok(kv.delete(&self.name, key).await?),
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.delete(&self.name, key).await?),
+                Reached::Carried(carrier) => carrier.delete(&self.name, key).await,
+            },
             Place::Backend(backend) => {
                 check_key(key)?;
                 match &**backend {
@@ -217,7 +232,10 @@ impl Store {
     /// little-endian number. A counter that this begins ends at `expires_ms`; one that is there ends when it would.
     pub async fn increment(&self, key: &str, delta: i64, expires_ms: Option<u64>) -> Result<i64, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => Ok(kv.increment_until(&self.name, key, delta, expires_ms).await?.0),
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.increment_until(&self.name, key, delta, expires_ms).await?.0),
+                Reached::Carried(carrier) => carrier.increment(&self.name, key, delta, expires_ms).await,
+            },
             Place::Backend(backend) => {
                 check_key(key)?;
                 match &**backend {
@@ -232,7 +250,10 @@ impl Store {
     /// most. Fewer than `limit`: there are no more.
     pub async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => Ok(kv.list(&self.name, prefix, after, limit)?),
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.list(&self.name, prefix, after, limit)?),
+                Reached::Carried(carrier) => carrier.list(&self.name, prefix, after, limit).await,
+            },
             Place::Backend(backend) => {
                 let found = list(backend, &self.name, prefix, after, limit).await?;
                 Ok(found.into_iter().map(|found| found.name).collect())
@@ -249,7 +270,11 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
         match &self.place {
-            Place::Mesh(kv) => Ok(kv.list_entries(&self.name, prefix, after, limit)?),
+            Place::Mesh(mesh) => match mesh.reach().await? {
+                Reached::Here(kv) => Ok(kv.list_entries(&self.name, prefix, after, limit)?),
+                // Only operators ask this, who ask the process that has it.
+                Reached::Carried(_) => Err(Moving::NotYet.into()),
+            },
             Place::Backend(backend) => list(backend, &self.name, prefix, after, limit).await,
         }
     }
@@ -272,7 +297,7 @@ async fn list(
     }
 }
 
-fn check_key(key: &str) -> Result<(), StoreError> {
+pub(crate) fn check_key(key: &str) -> Result<(), StoreError> {
     if key.starts_with(HIDDEN) {
         return Err(KvError::Hidden.into());
     }
@@ -284,6 +309,6 @@ fn check_entry(key: &str, terms: &Terms) -> Result<(), StoreError> {
     check("metadata", terms.metadata.len(), METADATA_BYTES_MAX)
 }
 
-fn check(what: &'static str, bytes: usize, max: usize) -> Result<(), StoreError> {
+pub(crate) fn check(what: &'static str, bytes: usize, max: usize) -> Result<(), StoreError> {
     if bytes > max { Err(KvError::TooLarge { what, bytes, max }.into()) } else { Ok(()) }
 }

@@ -10,6 +10,7 @@ use selvage_sync::Kv;
 use crate::ability::Abilities;
 use crate::contact::BackendStatus;
 use crate::error::OpenError;
+use crate::mesh::Mesh;
 use crate::nats::Nats;
 use crate::redis::Redis;
 use crate::store::Store;
@@ -17,7 +18,7 @@ use crate::store::Store;
 /// All stores of a node. Clones share them.
 #[derive(Clone)]
 pub struct Stores {
-    mesh: Kv,
+    mesh: Mesh,
     /// None: every store is in the mesh, and no server is known.
     away: Option<Arc<Away>>,
 }
@@ -98,20 +99,27 @@ impl Backend {
 }
 
 impl From<Kv> for Stores {
+    /// All of them in the mesh, which is here.
+    fn from(kv: Kv) -> Self {
+        Mesh::from(kv).into()
+    }
+}
+
+impl From<Mesh> for Stores {
     /// All of them in the mesh.
-    fn from(mesh: Kv) -> Self {
+    fn from(mesh: Mesh) -> Self {
         Self { mesh, away: None }
     }
 }
 
 impl Stores {
     /// In the mesh, but for those that the node's file puts into a backend.
-    pub fn new(mesh: Kv, backends: Backends) -> Self {
-        Self { mesh, away: backends.0 }
+    pub fn new(mesh: impl Into<Mesh>, backends: Backends) -> Self {
+        Self { mesh: mesh.into(), away: backends.0 }
     }
 
     /// The node's own replicated KV.
-    pub fn mesh(&self) -> &Kv {
+    pub fn mesh(&self) -> &Mesh {
         &self.mesh
     }
 

@@ -27,7 +27,8 @@ pub(crate) struct Arguments {
     config: PathBuf,
     /// Take the sockets of the node that runs with this configuration, which lets its requests end and goes
     ///
-    /// New connections wait meanwhile, and none is refused. If none runs, this one starts as usual.
+    /// It goes on until this one is ready: no connection waits for another's request, and none is refused. If none runs,
+    /// this one starts as usual.
     #[arg(long)]
     take_over: bool,
 }

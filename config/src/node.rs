@@ -88,8 +88,9 @@ pub struct NodeConfig {
     /// On SIGTERM, how long requests under way may take to end, milliseconds. Default 30,000.
     #[serde(default = "drain_ms")]
     pub drain_ms: u64,
-    /// When a new process takes over (`selvage node --take-over`), how long requests under way may take to end,
-    /// milliseconds; new connections wait meanwhile. Not more than `drain_ms`. Default 5,000.
+    /// When a new process takes over (`selvage node --take-over`), how long calls of the KV under way may take to end before
+    /// the KV goes over, milliseconds; later calls wait meanwhile, and nothing else does. Not more than `drain_ms`. Default
+    /// 1,000.
     #[serde(default = "handover_ms")]
     pub handover_ms: u64,
 }
@@ -107,7 +108,7 @@ fn drain_ms() -> u64 {
 }
 
 fn handover_ms() -> u64 {
-    5_000
+    1_000
 }
 
 /// Sockets of a node. Port 0 takes any free port.

@@ -75,8 +75,8 @@ pub struct AdminParts {
 }
 
 impl AdminParts {
-    fn mesh(&self) -> Option<&Kv> {
-        self.kv.as_ref().map(Stores::mesh)
+    fn mesh(&self) -> Option<Kv> {
+        self.kv.as_ref()?.mesh().kv()
     }
 }
 
@@ -297,14 +297,14 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
         }
         (&Method::GET, "/readyz") => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         (&Method::GET, "/metrics") => {
-            for peer in admin.mesh().into_iter().flat_map(Kv::status) {
+            for peer in admin.mesh().into_iter().flat_map(|kv| kv.status()) {
                 admin.parts.metrics.kv_peer(&peer);
             }
             if let Some(kv) = admin.mesh() {
                 admin.parts.metrics.kv_progress(&kv.progress());
                 admin.parts.metrics.kv_homes(&kv.homes(), kv.home_counts());
             }
-            if let Some(Ok(stats)) = admin.mesh().map(Kv::stats) {
+            if let Some(Ok(stats)) = admin.mesh().map(|kv| kv.stats()) {
                 admin.parts.metrics.kv_engine(&stats);
             }
             for backend in admin.kv.iter().flat_map(Stores::status) {
@@ -320,9 +320,9 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
             refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET")
         }
         (method, path) if admin.kv.is_some() && path.starts_with("/homes") => {
-            match (&admin.kv, path.strip_prefix("/homes")) {
-                (Some(kv), Some(rest)) => kv::homes(kv.mesh(), rest, method),
-                _ => refuse(StatusCode::NOT_FOUND, "no KV", "this node runs without KV"),
+            match (admin.mesh(), path.strip_prefix("/homes")) {
+                (Some(kv), Some(rest)) => kv::homes(&kv, rest, method),
+                _ => kv::away(),
             }
         }
         (_, path) => match (&admin.kv, path.strip_prefix("/kv/"), path.strip_prefix("/peers")) {
@@ -331,7 +331,10 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
             }
             (None, ..) => refuse(StatusCode::NOT_FOUND, "no KV", "this node runs without KV"),
             (Some(stores), Some(rest), _) => kv::answer(stores, rest, request).await,
-            (Some(stores), None, Some(rest)) => kv::peers(stores.mesh(), rest, request).await,
+            (Some(_), None, Some(rest)) => match admin.mesh() {
+                Some(kv) => kv::peers(&kv, rest, request).await,
+                None => kv::away(),
+            },
         },
     }
 }

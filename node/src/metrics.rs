@@ -67,6 +67,7 @@ pub struct Metrics {
     kv_connected: IntGaugeVec,
     kv_replication: IntGaugeVec,
     kv_homes: IntGaugeVec,
+    kv_carried: IntCounter,
     kv_held: IntGaugeVec,
     kv_corrupt: IntGauge,
     kv_backends: Backends,
@@ -210,6 +211,13 @@ fn kv_homes(registry: &Registry) -> IntGaugeVec {
     )
 }
 
+fn kv_carried(registry: &Registry) -> IntCounter {
+    let help = "Calls of the KV answered for guests of the process before this one.";
+    let metric = IntCounter::new("selvage_kv_carried_total", help).expect(FIXED);
+    registry.register(Box::new(metric.clone())).expect(FIXED);
+    metric
+}
+
 fn kv_replication(registry: &Registry) -> IntGaugeVec {
     gauge(
         registry,
@@ -311,6 +319,7 @@ impl Metrics {
             ),
             kv_connected: gauge(&registry, "selvage_kv_connected", "Whether there is a link to a peer.", &["peer"]),
             kv_homes: kv_homes(&registry),
+            kv_carried: kv_carried(&registry),
             kv_replication: kv_replication(&registry),
             kv_held: gauge(
                 &registry,
@@ -455,6 +464,11 @@ impl Metrics {
             self.kv_replication.with_label_values(&[what]).set(i64::try_from(number).unwrap_or(i64::MAX));
         }
         self.kv_replication.with_label_values(&["ahead_ms"]).set(progress.ahead_ms);
+    }
+
+    /// A call of the KV by the process before.
+    pub fn kv_carried(&self) {
+        self.kv_carried.inc();
     }
 
     /// How homes of stores stand, and what became of what was asked of them.

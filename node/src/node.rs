@@ -3,24 +3,26 @@
 //! What is configured is read and checked before a socket opens. What was good before the restart serves before the
 //! listeners open, from this disk alone; only then the control plane is asked for news.
 
+mod begin;
 mod certificates;
 mod check;
 mod error;
 mod fleet;
 mod handover;
+mod parting;
 mod up;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use selvage_backend::{Backends, Stores};
-use selvage_certs::{FrontSecret, NameRules, Role, peer_role};
+use selvage_backend::{Mesh, Stores};
+use selvage_certs::{Role, peer_role};
 use selvage_config::join::Authorities;
 use selvage_config::node::{Egress as EgressConfig, NodeConfig, Trust};
 use selvage_config::plan::{Plan, Status};
@@ -35,19 +37,18 @@ pub use error::StartError;
 pub use handover::HandoverError;
 pub use up::UpOptions;
 
-use self::certificates::{acme_of, certificates, front_tls, look_at_certificates, own_secret};
+use self::begin::begin;
 use self::fleet::Fleet;
-use self::handover::{Offer, take_over};
+use self::handover::Offer;
+use self::parting::Parting;
 
-use crate::acme::Place;
 use crate::admin::{Access, Admin, AdminParts, Shelf};
-use crate::engine::{EngineError, EngineOptions, Engines, machine};
+use crate::engine::{EngineError, EngineOptions, Engines};
 use crate::host::outbound::Egress;
 use crate::jwt::KeyFetcher;
-use crate::listen::sockets::Sockets;
-use crate::listen::{ListenOptions, Listeners};
+use crate::listen::Listeners;
 use crate::metrics::Metrics;
-use crate::release::activate::{Activation, Base, Report};
+use crate::release::activate::{Base, Report};
 use crate::release::compile::CompileCache;
 use crate::release::ledger::Ledger;
 use crate::release::origin::{Origin, chain};
@@ -61,11 +62,6 @@ use crate::serve::Parts;
 const CERTIFICATES_LOOK: Duration = Duration::from_secs(30);
 /// How often the policy's files are looked at.
 const POLICY_LOOK: Duration = Duration::from_secs(5);
-/// How long an operator's request may take to end.
-const ADMIN_DRAIN: Duration = Duration::from_secs(1);
-/// How long the last instances may take to go, and how often that is looked at.
-const RELEASE_MAX: Duration = Duration::from_secs(1);
-const RELEASE_LOOK: Duration = Duration::from_millis(5);
 /// Where compiled code lies below the state directory.
 const COMPILED: &str = "compiled";
 
@@ -73,12 +69,12 @@ const COMPILED: &str = "compiled";
 pub struct Node {
     me: Arc<Me>,
     parts: Arc<Parts>,
-    kv: Kv,
+    mesh: Mesh,
     listeners: Listeners,
     admin: Option<Admin>,
     report: watch::Receiver<Report>,
     drain: Duration,
-    /// How long requests may take to end when a successor waits.
+    /// How long calls of the KV may take to end when a successor waits for it.
     handover: Duration,
     /// The sockets for a successor.
     offer: Option<Offer>,
@@ -117,9 +113,9 @@ pub struct Addresses {
 
 impl Addresses {
     /// All but the operators'.
-    fn of(listeners: &Listeners, kv: &Kv) -> Self {
+    fn of(listeners: &Listeners, mesh: &Mesh) -> Self {
         let (https, http) = (listeners.https_addr(), listeners.http_addr());
-        Self { https, http, replication: kv.local_addr(), admin: None }
+        Self { https, http, replication: mesh.kv().and_then(|kv| kv.local_addr()), admin: None }
     }
 }
 
@@ -129,121 +125,17 @@ impl Node {
     /// # Errors
     /// [`StartError`]; then nothing is left running.
     pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
-        Box::pin(Self::begin(config, false)).await
+        Box::pin(begin(config, false)).await
     }
 
-    /// The same, with the sockets of the node that runs with this state directory, if one does: it is told to go, and has
-    /// gone when this returns. What is wrong with the configuration is found before that.
+    /// The same, with the sockets of the node that runs with this state directory, if one does. That one serves until this
+    /// one has everything ready but the KV, takes nothing new then, and hands over the KV; when this returns, it may still
+    /// end requests. What is wrong with the configuration is found before it hears of this one.
     ///
     /// # Errors
     /// [`StartError`]; then nothing of this node is left running.
     pub async fn take_over(config: NodeConfig) -> Result<Self, StartError> {
-        Box::pin(Self::begin(config, true)).await
-    }
-
-    async fn begin(config: NodeConfig, takes_over: bool) -> Result<Self, StartError> {
-        let drain = Duration::from_millis(config.drain_ms);
-        let handover = Duration::from_millis(config.handover_ms).min(drain);
-        let fleet = config.identity.as_ref().map(Fleet::load).transpose()?;
-        let reload = certificates(&config.certificates, config.tls.provider, config.acme.is_some())?;
-        let names = Arc::new(NameRules::load(&config.tls.names)?);
-        let secret = config.tls.secret.as_deref().map_or_else(own_secret, |path| Ok(FrontSecret::load(path)?))?;
-        let seen = look_of(&config.trust);
-        let policy = trust(&config.trust)?;
-        let origin = match (&config.control_plane, &fleet) {
-            (Some(place), Some(fleet)) => Some(Origin::new(&place.address, &*fleet.client()?)?),
-            (Some(_), None) => return Err(StartError::Identity),
-            (None, _) => None,
-        };
-        let (ways_out, backends) = (WaysOut::new(&config.egress)?, Backends::open(&config.kv)?);
-        let engines = start_engines(engine_options(&config));
-        let state = State::open_with(&config.state_dir, config.sealing_key.as_deref())?;
-        let acme = acme_of(&config, reload.as_ref())?;
-        let sealing = config.acme.as_ref().filter(|acme| acme.shared).map(|_| secret.place_seal());
-        if takes_over {
-            // What is wrong with the trust is found before the other node goes.
-            ledger(&config.trust, &state)?;
-        }
-        let inherited = if takes_over { predecessors(&config.state_dir).await? } else { Sockets::default() };
-        let ledger = ledger(&config.trust, &state)?;
-        let revoked = ledger.as_ref().map(Ledger::revoked).unwrap_or_default();
-        let terms = Terms::new(policy, revoked);
-        let kv = open_kv(&config, fleet.as_ref()).await?;
-        let stores = Stores::new(kv.clone(), backends);
-        let compiled = state.dir().join(COMPILED);
-        let base =
-            base(state.clone(), stores.clone(), terms, config.limits.clone(), ways_out, (engines, compiled)).await?;
-        machine::tell_if_few_descriptors();
-
-        let parts = Parts::new(config.name.clone(), config.region.clone(), config.requests_max, base.metrics.clone());
-        let challenges = reload.as_ref().map(|reload| reload.resolver().challenges().clone()).unwrap_or_default();
-        let parts =
-            Arc::new(parts.with_front(config.front.clone()).with_challenges(challenges).with_rules(Arc::clone(&names)));
-        let terms = base.terms.clone();
-        let (plans, planned) = watch::channel(None);
-        let from = (Fleet::sources(fleet.as_ref(), origin.clone(), &config.region, &planned)?, ledger.clone());
-        let mut activation = Activation::new(base, from, Arc::clone(&parts), config.domain.clone(), drain);
-        let report = activation.report();
-        plans.send_replace(Box::pin(activation.restore()).await);
-
-        let tls = reload.as_ref().map(|reload| front_tls(reload, &config.tls, config.acme.as_ref(), (names, secret)));
-        let options = ListenOptions { https: config.listen.https, http: config.listen.http, tls };
-        let listeners = Listeners::open(&options, inherited, Arc::clone(&parts)).await?;
-        let offer = offer(&config.state_dir, &listeners, handover);
-        let addresses = Addresses::of(&listeners, &kv);
-        let me = Arc::new(Me {
-            name: config.name,
-            region: config.region,
-            labels: config.labels,
-            addresses,
-            admin: OnceLock::new(),
-            ledger: ledger.clone(),
-        });
-        let access = Access::new(ledger.clone(), config.admin.named());
-        let shelf = Shelf::new(state.clone(), planned.clone());
-        let status = admin_parts(&me, &parts, (stores, shelf), &report, access);
-        let admin = open_admin(config.listen.admin, fleet.as_ref(), &me, status).await?;
-
-        let mut tasks = JoinSet::new();
-        tasks.spawn(activation.run(planned));
-        if let Some(reload) = reload {
-            tasks.spawn(look_at_certificates(reload, listeners.servers(), parts.metrics.clone()));
-        }
-        if let Some(acme) = acme {
-            let acme = match sealing {
-                Some(sealing) => acme.of_place(Place::new(kv.clone(), sealing, me.name.clone())),
-                None => acme,
-            };
-            tasks.spawn(acme.run(Arc::clone(&parts)));
-        }
-        let authorities = fleet.as_ref().map(Fleet::authorities);
-        if let Some(fleet) = fleet {
-            tasks.spawn(fleet.look_after(origin.clone().zip(config.control_plane.clone()), me.name.clone()));
-        }
-        tasks.spawn(look_at_policy(config.trust.clone(), terms.clone(), seen));
-        let mut held = None;
-        match origin.zip(authorities) {
-            None => held = Some(plans),
-            Some((origin, authorities)) => {
-                let metrics = parts.metrics.clone();
-                let course = Course { node: me.name.clone(), state, ledger, terms, metrics, plans };
-                follow(&mut tasks, origin, (&me, &parts, report.clone()), authorities, course);
-            }
-        }
-        Ok(Self {
-            me,
-            parts,
-            kv,
-            listeners,
-            admin,
-            report,
-            drain,
-            handover,
-            offer,
-            tasks,
-            _plans: held,
-            _temporary: None,
-        })
+        Box::pin(begin(config, true)).await
     }
 
     /// Where it listens.
@@ -256,9 +148,9 @@ impl Node {
         self.me.status(&self.report.borrow(), &self.parts)
     }
 
-    /// Its KV.
-    pub fn kv(&self) -> &Kv {
-        &self.kv
+    /// Its KV, which is here as long as the node does not drain.
+    pub fn kv(&self) -> Option<Kv> {
+        self.mesh.kv()
     }
 
     /// Waits until a successor has taken the sockets. Then it is time to drain.
@@ -269,40 +161,25 @@ impl Node {
         }
     }
 
-    /// Ends it: nothing new comes in, what is under way may end in `drain_ms`, and the KV is closed last. A successor that
-    /// has the sockets is waited for no longer than `handover_ms`.
+    /// Ends it: nothing new comes in, what is under way may end in `drain_ms`, and the KV is closed last. Where a successor
+    /// has the sockets, it gets the KV at once, and calls of the KV are carried to it.
     pub async fn drain(mut self) {
         self.parts.begin_drain();
-        let mut time = self.drain;
+        let mut is_succeeded = false;
         if let Some(offer) = &mut self.offer {
-            if offer.taken().is_cancelled() {
-                time = self.handover;
-            }
+            is_succeeded = offer.taken().is_cancelled();
             offer.withdraw().await;
         }
         self.tasks.shutdown().await;
-        self.listeners.drain(Instant::now() + time).await;
-        if let Some(admin) = self.admin {
-            // Operators may watch the drain to its end.
-            admin.drain(Instant::now() + ADMIN_DRAIN).await;
+        let listeners = self.listeners.drain(Instant::now() + self.drain);
+        if let Some(offer) = self.offer.filter(|_| is_succeeded) {
+            let parting = Parting { mesh: self.mesh, admin: self.admin, calls: self.handover };
+            parting.hand_over(offer, listeners).await;
+        } else {
+            listeners.await;
+            Parting { mesh: self.mesh, admin: self.admin, calls: Duration::ZERO }.let_go().await;
         }
-        self.kv.close().await;
-        // With the apps go the instances that were being made for requests that will not come. Until the last one is
-        // gone it holds the store's files, which whoever starts next wants.
         self.parts.table.store(Arc::new(Table::empty()));
-        let released = async {
-            while !self.kv.is_last_handle() {
-                tokio::time::sleep(RELEASE_LOOK).await;
-            }
-        };
-        let released = tokio::time::timeout(RELEASE_MAX, released).await.is_ok();
-        if !released {
-            tracing::warn!("what was under way holds the kv's files until the process ends");
-        }
-        drop(self.kv);
-        if let Some(offer) = self.offer {
-            offer.let_go(released);
-        }
     }
 }
 
@@ -318,24 +195,6 @@ fn follow(
     let status = move |report: &Report| me.status(report, &parts);
     tasks.spawn(plan::report(origin.clone(), report, authorities, status));
     tasks.spawn(plan::watch(origin, course));
-}
-
-/// The sockets of the node that ran before.
-async fn predecessors(state_dir: &Path) -> Result<Sockets, StartError> {
-    let state_dir = state_dir.to_owned();
-    let taken = tokio::task::spawn_blocking(move || take_over(&state_dir)).await?;
-    Ok(taken.map_err(StartError::Handover)?.unwrap_or_default())
-}
-
-/// Offers the sockets to a successor. A node that can't do so serves all the same.
-fn offer(state_dir: &Path, listeners: &Listeners, handover: Duration) -> Option<Offer> {
-    // `drain` takes a little longer than its requests.
-    let goes_within = handover + ADMIN_DRAIN + RELEASE_MAX;
-    let sockets =
-        listeners.sockets().try_clone().map_err(|error| tracing::warn!(%error, "sockets can't be handed over"));
-    Offer::open(state_dir, sockets.ok()?, goes_within)
-        .map_err(|error| tracing::warn!(error = chain(&error), "sockets can't be handed over"))
-        .ok()
 }
 
 impl Me {

@@ -1,4 +1,5 @@
-//! What a store does, wherever it is. Each behaviour is a test in `mesh`, in `redis` and in `nats`.
+//! What a store does, wherever it is. Each behaviour is a test in `mesh`, in `redis` and in `nats`; and those that ask for
+//! no more than guests do in `carried`, where another process has the mesh.
 
 use std::time::Duration;
 
@@ -42,6 +43,20 @@ everywhere! {
     what_is_no_counter_is_not_counted_with
     a_counter_ends_when_it_would_have
     keys_are_listed_in_order_by_pages
+    what_ended_or_was_deleted_is_in_no_list
+    stores_do_not_see_each_other
+    what_another_node_wrote_is_there
+    one_of_several_nodes_writes_on_a_condition
+}
+
+everywhere! { @ carried
+    a_value_is_set_read_replaced_and_deleted
+    any_text_is_a_key_and_any_bytes_are_a_value
+    a_value_ends_on_its_terms
+    a_condition_is_of_the_very_write_that_was_read
+    a_swap_needs_the_value_that_was_seen
+    a_counter_counts_without_losing_any
+    a_counter_ends_when_it_would_have
     what_ended_or_was_deleted_is_in_no_list
     stores_do_not_see_each_other
     what_another_node_wrote_is_there

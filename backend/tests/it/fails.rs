@@ -90,7 +90,7 @@ async fn a_node_begins_without_its_server_and_finds_it_when_it_comes() {
     for kind in KINDS {
         let Some(mut server) = Server::prepared(kind, |_| String::new()) else { return };
         let (stores, _dir) = node(&table(kind, server.port(), "request_ms = 2000\n")).await;
-        let mesh = stores.mesh().clone();
+        let mesh = stores.mesh().kv().unwrap();
         mesh.set(&"other/default".parse().unwrap(), "k", v()).await.unwrap();
         assert_eq!(trouble(store(&stores).get("k").await), Trouble::Away);
         server.resume();

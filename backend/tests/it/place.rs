@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use selvage_backend::{Abilities, Backends, Store, Stores};
+use selvage_backend::{Abilities, Backends, Carrier, Mesh, Reach, Store, Stores, serve_carried};
 use selvage_config::node::{Kv as KeptBy, KvEngine};
 use selvage_sync::{Kv, Options};
 use tempfile::TempDir;
@@ -20,8 +20,12 @@ pub(crate) struct Place {
     _dirs: Vec<TempDir>,
 }
 
+/// Of a mesh that another process of the node has: both see one KV.
+static CARRIED: Abilities =
+    Abilities { condition: Reach::Fleet, exact_counters: Reach::Fleet, fresh_reads: Reach::Fleet, ..Abilities::MESH };
+
 /// A node's KV by itself.
-async fn alone() -> (Kv, TempDir) {
+pub(crate) async fn alone() -> (Kv, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let kept = KeptBy { engine: KvEngine::Memory, ..KeptBy::default() };
     let options = Options::alone("a".parse().unwrap(), "fra".parse().unwrap(), dir.path().to_owned(), kept);
@@ -55,11 +59,28 @@ pub(crate) async fn connected(stores: &Stores) {
     until("connected", async || stores.status().iter().all(|status| status.connected)).await;
 }
 
+/// Carries the calls of `from` to `to`. They are lost when what this returns is aborted.
+pub(crate) fn carry(from: &Mesh, to: &Mesh) -> tokio::task::AbortHandle {
+    let (near, far) = tokio::io::duplex(4_096);
+    from.carry(Carrier::over(near));
+    let to = to.clone();
+    tokio::spawn(async move { serve_carried(far, to, || ()).await.unwrap() }).abort_handle()
+}
+
 impl Place {
     pub(crate) async fn mesh() -> Option<Self> {
         let (kv, dir) = alone().await;
         let (here, abilities) = (kv.into(), &Abilities::MESH);
         Some(Self { here, there: None, abilities, server: None, _dirs: vec![dir] })
+    }
+
+    /// The mesh is with another process, which is `there`.
+    pub(crate) async fn carried() -> Option<Self> {
+        let (kv, dir) = alone().await;
+        let (mesh, there) = (Mesh::coming(), Mesh::from(kv));
+        carry(&mesh, &there);
+        let abilities = &CARRIED;
+        Some(Self { here: mesh.into(), there: Some(there.into()), abilities, server: None, _dirs: vec![dir] })
     }
 
     pub(crate) async fn redis() -> Option<Self> {

@@ -127,11 +127,16 @@ impl Fleet {
 
     /// Pushes, signs and deploys the example `hello`.
     pub(crate) fn deploy_hello(&self) {
-        let source = example("hello").display().to_string();
+        self.deploy("hello");
+    }
+
+    /// Pushes, signs and deploys an example.
+    pub(crate) fn deploy(&self, app: &str) {
+        let source = example(app).display().to_string();
         let pushed = self.selvage(&["push", "-f", &source, "-o", "json"]);
         well("push", &pushed);
         let pushed: serde_json::Value = serde_json::from_slice(&pushed.stdout).unwrap();
-        let reference = format!("hello@{}", pushed["manifest"].as_str().unwrap());
+        let reference = format!("{app}@{}", pushed["manifest"].as_str().unwrap());
         well("sign", &self.selvage(&["sign", &reference, "--key", "release.key"]));
         well("deploy", &self.selvage(&["deploy", &reference]));
     }

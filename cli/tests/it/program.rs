@@ -97,6 +97,11 @@ impl Serving {
         Duration::from_millis(ticks * 10)
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Waits until it ends by itself; whether it ended well.
     pub(crate) fn end(mut self) -> bool {
         self.child.wait().unwrap().success()

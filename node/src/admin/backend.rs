@@ -87,6 +87,7 @@ fn failed(error: &StoreError) -> Answer {
     let BackendError { trouble, .. } = match error {
         StoreError::Kv(error) => return mesh_failed(error),
         StoreError::Version => return refuse(StatusCode::BAD_REQUEST, "unknown version", "read the key again"),
+        StoreError::Moving(error) => return refuse(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), "try again"),
         StoreError::Backend(error) => error,
     };
     let (status, hint) = match trouble {

@@ -109,7 +109,7 @@ pub(super) async fn answer(stores: &Stores, rest: &str, request: Request<Incomin
     if place.backend().is_some() {
         return backend::answer(&place, key.filter(|key| !key.is_empty()), request).await;
     }
-    let kv = stores.mesh();
+    let Some(kv) = &stores.mesh().kv() else { return away() };
     let Some(key) = key.filter(|key| !key.is_empty()) else {
         return match *request.method() {
             Method::GET if request.uri().query().is_some_and(|query| query.contains("watch=")) => {
@@ -134,6 +134,11 @@ pub(super) async fn answer(stores: &Stores, rest: &str, request: Request<Incomin
         Method::DELETE => done(kv.delete(&store, &key).await),
         _ => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET, PUT or DELETE"),
     }
+}
+
+/// The process that came after this one has it.
+pub(super) fn away() -> Answer {
+    refuse(StatusCode::SERVICE_UNAVAILABLE, "the kv is on its way to another process", "try again")
 }
 
 fn read_answer(read: Result<Option<Bytes>, KvError>) -> Answer {

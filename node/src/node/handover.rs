@@ -1,9 +1,11 @@
 //! A node hands its sockets to the process that comes after it, so that a new version of the program takes over without a
 //! connection refused.
 //!
-//! The one that runs offers its sockets at a Unix socket in its state directory. The one that starts asks for them, lets the
-//! kernel steer new connections to itself, and says so. From then on what is new waits in the sockets; the old process
-//! lets its requests end, closes its KV, whose files only one process may have, and goes; the new one opens it and serves.
+//! The one that runs offers its sockets at a Unix socket in its state directory. The one that starts has all ready but the
+//! KV, whose files only one process may have; then it asks for the sockets, accepts at once what comes, lets the kernel
+//! steer QUIC's new connections to itself, and says so. The old process takes nothing new, closes its KV as soon as the
+//! calls of it that have begun are done, and says that it is free: the new one opens it. What the old one still answers
+//! may go on to the end of its drain; calls of the KV go over this same socket until then.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -23,7 +25,10 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{PidfdFlags, geteuid, pidfd_open};
+use selvage_backend::{Mesh, serve_carried};
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,12 +40,12 @@ use crate::listen::steer::{Half, SHARDS_MAX};
 /// The Unix socket in the state directory.
 const FILE: &str = "handover.sock";
 /// What both sides speak. A process of another version is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes of what one side tells the other.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 /// Sockets at most: two of TCP, and both halves of QUIC's.
 const SOCKETS_MAX: usize = 2 + 2 * SHARDS_MAX as usize;
-/// How long the other side may take to answer.
+/// How long the other side may take to answer; besides what the one before it has left to do.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How much later than it said the old process may go.
 const LATE_MAX: Duration = Duration::from_secs(15);
@@ -81,7 +86,7 @@ struct Told {
     http: bool,
     quic: usize,
     second_half: bool,
-    goes_within_ms: u64,
+    free_within_ms: u64,
 }
 
 /// Sockets that a successor may have.
@@ -93,11 +98,17 @@ pub(super) struct Offer {
 }
 
 impl Offer {
-    /// Offers `sockets` from now on. `goes_within` is how long this process takes to go.
-    pub(super) fn open(state_dir: &Path, sockets: Sockets, goes_within: Duration) -> Result<Self, HandoverError> {
+    /// Offers `sockets` as soon as this process is `alone` with them. `free_within` is how long it takes to let go of what
+    /// only one process may have.
+    pub(super) fn open(
+        state_dir: &Path,
+        sockets: Sockets,
+        free_within: Duration,
+        alone: CancellationToken,
+    ) -> Result<Self, HandoverError> {
         let path = state_dir.join(FILE);
         let failed = |source| HandoverError::Socket { action: "listen at", path: path.clone(), source };
-        // Of the process before: whoever still ran would have the KV, and this one would not have come so far.
+        // Of the process before: it has handed over, or is gone.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -107,7 +118,7 @@ impl Offer {
         let (taken, successor) = (CancellationToken::new(), Arc::new(Mutex::new(None)));
         let (told, place) = (taken.clone(), Arc::clone(&successor));
         let task = tokio::spawn(async move {
-            let stream = wait(&listener, Arc::new(sockets), goes_within).await;
+            let stream = wait(&listener, Arc::new(sockets), free_within, alone).await;
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
             told.cancel();
         });
@@ -127,21 +138,27 @@ impl Offer {
     }
 
     /// Tells the successor, if there is one, that what only one process may have is free: when `free`, now, and else when
-    /// this process ends.
-    pub(super) fn let_go(&self, free: bool) {
-        let Some(mut stream) = self.successor.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        if free {
-            // A successor that is gone needs to know nothing.
-            let _ = stream.write_all(FREE);
-        } else {
+    /// this process ends. Where it is told now, this is the stream to it.
+    pub(super) fn let_go(&self, free: bool) -> Option<UnixStream> {
+        let mut stream = self.successor.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        if !free {
             // The end of the process closes it.
             std::mem::forget(stream);
+            return None;
         }
+        // A successor that is gone needs to know nothing.
+        stream.write_all(FREE).ok()?;
+        Some(stream)
     }
 }
 
 /// Waits until somebody has taken the sockets.
-async fn wait(listener: &UnixListener, sockets: Arc<Sockets>, goes_within: Duration) -> UnixStream {
+async fn wait(
+    listener: &UnixListener,
+    sockets: Arc<Sockets>,
+    free_within: Duration,
+    alone: CancellationToken,
+) -> UnixStream {
     let mut dearth = Dearth::at("handover");
     loop {
         let accepted = match listener.accept().await {
@@ -151,6 +168,8 @@ async fn wait(listener: &UnixListener, sockets: Arc<Sockets>, goes_within: Durat
                 continue;
             }
         };
+        // Half of QUIC's sockets are still those of the process before.
+        alone.cancelled().await;
         let own = || {
             let stream = accepted;
             let own = stream.peer_cred()?.uid() == geteuid().as_raw();
@@ -161,20 +180,26 @@ async fn wait(listener: &UnixListener, sockets: Arc<Sockets>, goes_within: Durat
         let given = match own() {
             Ok(stream) => {
                 let sockets = Arc::clone(&sockets);
-                tokio::task::spawn_blocking(move || give(stream, &sockets, goes_within)).await
+                tokio::task::spawn_blocking(move || give(stream, &sockets, free_within)).await
             }
             Err(error) => Ok(Err(error)),
         };
         match given {
             Ok(Ok(stream)) => return stream,
+            Ok(Err(error)) if is_nobody(&error) => {}
             Ok(Err(error)) => tracing::warn!(%error, "a successor did not take over"),
             Err(_) => {}
         }
     }
 }
 
+/// Whether it was one who only looked whether a node runs, or went while it waited.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 /// Gives the sockets, and waits until they have been taken.
-fn give(mut stream: UnixStream, sockets: &Sockets, goes_within: Duration) -> io::Result<UnixStream> {
+fn give(mut stream: UnixStream, sockets: &Sockets, free_within: Duration) -> io::Result<UnixStream> {
     stream.set_read_timeout(Some(ANSWER_MAX))?;
     stream.set_write_timeout(Some(ANSWER_MAX))?;
     let quic = sockets.quic.as_ref().filter(|group| group.sockets().len() > 1);
@@ -184,7 +209,7 @@ fn give(mut stream: UnixStream, sockets: &Sockets, goes_within: Duration) -> io:
         http: sockets.http.is_some(),
         quic: quic.map_or(0, |group| group.sockets().len()),
         second_half: quic.is_some_and(|group| group.active() == Half::Second),
-        goes_within_ms: u64::try_from(goes_within.as_millis()).unwrap_or(u64::MAX),
+        free_within_ms: u64::try_from(free_within.as_millis()).unwrap_or(u64::MAX),
     };
     let mut message = serde_json::to_vec(&told)?;
     message.push(b'\n');
@@ -202,31 +227,89 @@ fn give(mut stream: UnixStream, sockets: &Sockets, goes_within: Duration) -> io:
     if answer == TAKEN { Ok(stream) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-/// Takes over from the node that runs with this state directory, and waits until it has gone. `None` if none runs. Blocks.
-pub(super) fn take_over(state_dir: &Path) -> Result<Option<Sockets>, HandoverError> {
+/// Connects to the node that runs with this state directory. `None` if none runs.
+fn connect(state_dir: &Path) -> Result<Option<UnixStream>, HandoverError> {
     let path = state_dir.join(FILE);
+    match UnixStream::connect(&path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+        Err(source) => Err(HandoverError::Socket { action: "connect to", path, source }),
+    }
+}
+
+/// Whether a node runs with this state directory that would hand over.
+pub(super) fn runs(state_dir: &Path) -> Result<bool, HandoverError> {
+    Ok(connect(state_dir)?.is_some())
+}
+
+/// The node that runs, as the one sees it that comes after it.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    stream: UnixStream,
+    path: PathBuf,
+    free_within: Duration,
+    /// None where the system can't say.
+    process: Option<OwnedFd>,
+}
+
+/// Asks the node that runs with this state directory for its sockets, and waits for as long as `patience` if it has not
+/// done with the one before it. `None` if none runs. It goes on until [`Predecessor::succeed`]. Blocks.
+pub(super) fn meet(state_dir: &Path, patience: Duration) -> Result<Option<(Predecessor, Sockets)>, HandoverError> {
+    let path = state_dir.join(FILE);
+    let Some(stream) = connect(state_dir)? else { return Ok(None) };
     let failed = |action| {
         let path = path.clone();
         move |source| HandoverError::Socket { action, path, source }
     };
-    let mut stream = match UnixStream::connect(&path) {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(failed("connect to")(error)),
-    };
-    stream.set_read_timeout(Some(ANSWER_MAX)).map_err(failed("set up"))?;
+    stream.set_read_timeout(Some(ANSWER_MAX.saturating_add(patience))).map_err(failed("set up"))?;
     let (told, descriptors) = receive(&stream).map_err(failed("receive sockets from"))?;
     let told = told.filter(|told| told.version == VERSION).ok_or(HandoverError::Version)?;
     let sockets = assemble(&told, descriptors).ok_or(HandoverError::Version)?;
-    let steer = |is_handover| sockets.quic.as_ref().map_or(Ok(()), |group| group.steer(is_handover));
-    steer(true).map_err(failed("steer packets taken from"))?;
-    stream.write_all(TAKEN).map_err(failed("answer"))?;
-    tracing::info!("new connections are ours; the node before lets its requests end");
-    wait_for_end(&mut stream, Duration::from_millis(told.goes_within_ms).saturating_add(LATE_MAX))?;
-    steer(false).map_err(failed("steer packets taken from"))?;
-    Ok(Some(sockets))
+    let free_within = Duration::from_millis(told.free_within_ms);
+    // Asked for while it is there, as its number may be another's later.
+    let process = process_of(&stream);
+    Ok(Some((Predecessor { stream, path, free_within, process }, sockets)))
+}
+
+impl Predecessor {
+    /// Takes over: new connections of QUIC come to `quic`, and the other one takes nothing new from now on.
+    pub(super) fn succeed(&mut self, quic: Option<&UdpGroup>) -> Result<(), HandoverError> {
+        let failed = |action| {
+            let path = self.path.clone();
+            move |source| HandoverError::Socket { action, path, source }
+        };
+        quic.map_or(Ok(()), |group| group.steer(true)).map_err(failed("steer packets taken from"))?;
+        self.stream.write_all(TAKEN).map_err(failed("answer"))?;
+        tracing::info!("new connections are ours; the node before lets its requests end");
+        Ok(())
+    }
+
+    /// Waits until it says that what only one process may have is free, or is gone. Blocks.
+    pub(super) fn wait_until_free(&mut self) -> Result<(), HandoverError> {
+        let most = self.free_within.saturating_add(LATE_MAX);
+        wait_for_end(&mut self.stream, self.process.as_ref(), most)
+    }
+
+    /// Answers its calls of the KV until it has ended. `on_call` hears of each.
+    pub(super) async fn serve(self, mesh: Mesh, on_call: impl Fn()) {
+        let nonblocking = self.stream.set_nonblocking(true);
+        match nonblocking.and_then(|()| tokio::net::UnixStream::from_std(self.stream)) {
+            Ok(stream) => match serve_carried(stream, mesh, on_call).await {
+                Ok(()) => {}
+                Err(error) => tracing::warn!(%error, "calls of the node before are carried no more"),
+            },
+            Err(error) => tracing::warn!(%error, "calls of the node before can't be carried"),
+        }
+        let Some(process) = self.process else { return };
+        #[expect(unsafe_code, reason = "tokio can't know what a descriptor is")]
+        // SAFETY: an `OwnedFd` is open, and is the same one until `AsyncFd`, which owns it, is dropped.
+        let process = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) };
+        // A pidfd is readable once its process has ended (pidfd_open(2)).
+        match process {
+            Ok(process) => drop(process.readable().await),
+            Err(error) => tracing::warn!(%error, "the end of the node before can't be awaited"),
+        }
+    }
 }
 
 fn receive(stream: &UnixStream) -> io::Result<(Option<Told>, Vec<OwnedFd>)> {
@@ -262,24 +345,23 @@ fn assemble(told: &Told, descriptors: Vec<OwnedFd>) -> Option<Sockets> {
 }
 
 /// Waits until the other side says that all is free, or is gone.
-fn wait_for_end(stream: &mut UnixStream, most: Duration) -> Result<(), HandoverError> {
+fn wait_for_end(stream: &mut UnixStream, process: Option<&OwnedFd>, most: Duration) -> Result<(), HandoverError> {
     let begun = Instant::now();
     let left = || Some(most.saturating_sub(begun.elapsed())).filter(|left| !left.is_zero());
     let stays = || HandoverError::Stays { waited: most };
-    // Whose end is awaited below: asked for while it is there, as its number may be another's later.
-    let process = process_of(stream);
-    let mut byte = [0; 1];
-    let said = loop {
+    let (mut said, mut read) = ([0; FREE.len()], 0);
+    while read < said.len() {
         // Fails only for no time at all.
         let _ = stream.set_read_timeout(Some(left().ok_or_else(stays)?));
-        match stream.read(&mut byte) {
+        match stream.read(&mut said[read..]) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Ok(read) => break read > 0,
-            Err(_) => break false,
+            Ok(0) | Err(_) => break,
+            Ok(more) => read += more,
         }
-    };
+    }
+    let is_free = read == said.len();
     // A process that ends closes its files one by one, and this one may be among the first.
-    while let Some(process) = process.as_ref().filter(|_| !said) {
+    while let Some(process) = process.filter(|_| !is_free) {
         let left = left().ok_or_else(stays)?;
         let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) {
@@ -306,9 +388,22 @@ mod tests {
         Sockets::default().bind(&ListenOptions { https: any, http: any, tls: None }).unwrap()
     }
 
+    /// Takes over, and waits until all is free.
     async fn take(dir: &Path) -> Result<Option<Sockets>, HandoverError> {
         let dir = dir.to_owned();
-        tokio::task::spawn_blocking(move || take_over(&dir)).await.unwrap()
+        let take = move || {
+            let Some((mut before, sockets)) = meet(&dir, Duration::ZERO)? else { return Ok(None) };
+            before.succeed(sockets.quic.as_ref())?;
+            before.wait_until_free()?;
+            Ok(Some(sockets))
+        };
+        tokio::task::spawn_blocking(take).await.unwrap()
+    }
+
+    fn alone() -> CancellationToken {
+        let alone = CancellationToken::new();
+        alone.cancel();
+        alone
     }
 
     #[tokio::test]
@@ -323,7 +418,7 @@ mod tests {
         };
         let wanted = addresses(&own);
         for half in [Half::Second, Half::First, Half::Second] {
-            let offer = Offer::open(dir.path(), own, Duration::from_secs(1)).unwrap();
+            let offer = Offer::open(dir.path(), own, Duration::from_secs(1), alone()).unwrap();
             let taking = tokio::spawn({
                 let dir = dir.path().to_owned();
                 async move { take(&dir).await }
@@ -339,7 +434,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_take_loses_nothing_for_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let offer = Offer::open(dir.path(), sockets(), Duration::from_secs(1)).unwrap();
+        let offer = Offer::open(dir.path(), sockets(), Duration::from_secs(1), alone()).unwrap();
         let path = dir.path().join(FILE);
         drop(UnixStream::connect(&path).unwrap());
         let mut rude = UnixStream::connect(&path).unwrap();
@@ -358,9 +453,9 @@ mod tests {
         for message in [
             &b"{}\n"[..],
             b"nothing",
-            b"{\"version\":2,\"https\":false,\"http\":false,\"quic\":0,\"second_half\":false,\"goes_within_ms\":1}\n",
-            b"{\"version\":1,\"https\":true,\"http\":false,\"quic\":0,\"second_half\":false,\"goes_within_ms\":1}\n",
-            b"{\"version\":1,\"https\":false,\"http\":false,\"quic\":2,\"second_half\":false,\"goes_within_ms\":1}\n",
+            b"{\"version\":1,\"https\":false,\"http\":false,\"quic\":0,\"second_half\":false,\"free_within_ms\":1}\n",
+            b"{\"version\":2,\"https\":true,\"http\":false,\"quic\":0,\"second_half\":false,\"free_within_ms\":1}\n",
+            b"{\"version\":2,\"https\":false,\"http\":false,\"quic\":2,\"second_half\":false,\"free_within_ms\":1}\n",
         ] {
             let dir = tempfile::tempdir().unwrap();
             let listener = std::os::unix::net::UnixListener::bind(dir.path().join(FILE)).unwrap();
@@ -383,7 +478,8 @@ mod tests {
     fn who_does_not_go_is_told() {
         let (mut near, far) = UnixStream::pair().unwrap();
         let stays = |near: &mut UnixStream| {
-            matches!(wait_for_end(near, Duration::from_millis(20)), Err(HandoverError::Stays { .. }))
+            let own = process_of(near).unwrap();
+            matches!(wait_for_end(near, Some(&own), Duration::from_millis(20)), Err(HandoverError::Stays { .. }))
         };
         assert!(stays(&mut near));
         // The socket has ended, and its process, which is this one, has not.
@@ -395,6 +491,35 @@ mod tests {
     fn who_says_that_all_is_free_is_waited_for_no_longer() {
         let (mut near, mut far) = UnixStream::pair().unwrap();
         far.write_all(FREE).unwrap();
-        wait_for_end(&mut near, Duration::from_secs(60)).unwrap();
+        wait_for_end(&mut near, None, Duration::from_secs(60)).unwrap();
+        // What comes after it is for others.
+        far.write_all(b"!").unwrap();
+        let mut byte = [0];
+        near.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"!");
+    }
+
+    #[tokio::test]
+    async fn who_still_has_one_before_it_hands_over_when_that_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = CancellationToken::new();
+        let offer = Offer::open(dir.path(), sockets(), Duration::from_secs(1), before.clone()).unwrap();
+        assert!(runs(dir.path()).unwrap(), "whoever looks is told so");
+        let path = dir.path().to_owned();
+        let impatient = tokio::task::spawn_blocking(move || {
+            let stream = connect(&path).unwrap().unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            receive(&stream).is_err()
+        });
+        assert!(impatient.await.unwrap(), "it gives nothing yet");
+        before.cancel();
+        let taking = tokio::spawn({
+            let dir = dir.path().to_owned();
+            async move { take(&dir).await }
+        });
+        offer.taken().cancelled().await;
+        assert!(offer.let_go(true).is_some());
+        assert!(taking.await.unwrap().unwrap().is_some());
+        assert!(offer.let_go(true).is_none(), "there is one successor");
     }
 }

@@ -110,7 +110,7 @@ impl Node {
         Ok(Self {
             me: Arc::new(Me { name, region, labels: BTreeMap::new(), addresses, admin: OnceLock::new(), ledger: None }),
             parts,
-            kv,
+            mesh: kv.into(),
             listeners,
             admin: None,
             report: watch::channel(Report::default()).1,

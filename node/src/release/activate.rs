@@ -6,6 +6,7 @@
 
 mod beside;
 mod ready;
+mod restore;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -148,44 +149,6 @@ impl Activation {
     /// What becomes of the plan, from now on.
     pub fn report(&self) -> watch::Receiver<Report> {
         self.report.subscribe()
-    }
-
-    /// Brings up what was good before the restart, from the disk alone. Returns the last plan. What can't be read is
-    /// told in the log and is no reason not to start: the control plane will say it again.
-    pub async fn restore(&mut self) -> Option<Arc<Plan>> {
-        let read = self.on_disk(|base| Ok((base.state.plan(), base.state.serving()))).await;
-        let Ok((plan, good)) = read else { return None };
-        let plan = plan.unwrap_or_else(|error| {
-            tracing::error!(error = chain(&error), "last plan on disk is damaged");
-            None
-        });
-        // Of a node that had another name: its generations are not this one's.
-        let plan = plan.filter(|plan| plan.node == *self.parts.node());
-        // One that is not the newest that was signed: somebody put an old copy there, or the keys changed since.
-        let is_known = |plan: &Plan| self.ledger.as_ref().is_none_or(|ledger| ledger.knows(plan));
-        if plan.as_ref().is_some_and(|plan| !is_known(plan)) {
-            tracing::warn!("last plan on disk is not the newest that was signed, dropped");
-        }
-        let plan = plan.filter(is_known);
-        self.good = good.unwrap_or_else(|error| {
-            tracing::error!(error = chain(&error), "list of good releases on disk is damaged");
-            BTreeMap::new()
-        });
-        if let Some(plan) = &plan {
-            let planned = apps_of(plan);
-            self.good.retain(|app, _| planned.contains(app));
-            self.set_peers(plan);
-        }
-        for release in self.good.values_mut() {
-            // What brought the node down is not what was good.
-            if let Some(before) = self.trials.before(release.manifest) {
-                *release = before;
-            }
-        }
-        let sources = std::mem::take(&mut self.sources);
-        self.bring_up(self.good.values().cloned().collect(), Aim::Good).await;
-        self.sources = sources;
-        plan.map(Arc::new)
     }
 
     /// Follows the plans until their sender is gone.

@@ -107,6 +107,27 @@ impl Ledger {
         Ok(Self(Arc::new(Mutex::new(inner))))
     }
 
+    /// Reads what stands on the disk once more: another process of this node has taken something in since.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; then what is known stays, but for roots that could be followed.
+    pub fn read_again(&self) -> Result<(), LedgerError> {
+        let mut inner = self.inner();
+        while let Some(next) = inner.state.root(inner.root.version + 1)? {
+            let version = inner.root.version + 1;
+            inner.root = inner.root.next(&next).map_err(|source| LedgerError::Later { version, source })?;
+        }
+        let kept = inner.state.ledger()?.unwrap_or_default();
+        // Another fleet's counts for nothing, as at the start; and what this process has taken is never taken back.
+        if kept.namespace == inner.root.namespace && kept.floor >= inner.kept.floor {
+            inner.kept = kept;
+        }
+        inner.begin_anew_if_the_keys_are_new();
+        let taken = inner.kept.snapshot.as_ref().map(|envelope| Snapshot::signed(envelope, &inner.root));
+        inner.taken = taken.and_then(Result::ok);
+        Ok(())
+    }
+
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

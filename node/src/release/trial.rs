@@ -88,6 +88,18 @@ impl Trials {
         true
     }
 
+    /// The process before, which had the same on trial, has ended in order: its starts were none that crashed it, and it
+    /// has written down so. Whether there is anything to write down for this one.
+    pub fn go_on(&mut self) -> bool {
+        let Ok(before) = self.state.trials() else { return true };
+        for digest in self.begun.keys() {
+            if let Some(trial) = self.all.get_mut(digest) {
+                trial.starts = before.get(digest).map_or(0, |trial| trial.starts).saturating_add(1);
+            }
+        }
+        !self.begun.is_empty()
+    }
+
     /// When the next release will have behaved for long enough.
     pub fn due(&self) -> Option<Instant> {
         self.begun.values().min().map(|begun| *begun + HEALTHY)

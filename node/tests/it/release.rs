@@ -284,7 +284,7 @@ async fn up_serves_one_app_whatever_the_host_and_needs_no_signature() {
     };
     let node = Box::pin(Node::up(options)).await.unwrap();
     assert!(says(&node, "localhost", "hello").await);
-    let value = node.kv().get(&"hello/default".parse().unwrap(), "greeting").unwrap();
+    let value = node.kv().unwrap().get(&"hello/default".parse().unwrap(), "greeting").unwrap();
     assert_eq!(value.unwrap(), "hi");
     node.drain().await;
 }
