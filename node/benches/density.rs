@@ -137,7 +137,7 @@ async fn compile(options: &Options) -> anyhow::Result<()> {
             say(format_args!("compiled {} of {components} in {:.0} s", number + 1, start.elapsed().as_secs_f64()));
         }
     }
-    base.kv.mesh().close().await;
+    base.kv.mesh().kv().context("the kv is here")?.close().await;
     Ok(())
 }
 
@@ -185,7 +185,7 @@ async fn load(options: &Options) -> anyhow::Result<()> {
     tokio::time::sleep(REST).await;
     tell_resident(&format!("after a rest of {REST:?}"), empty, components)?;
     first_requests("the next request of each", &parts, &template, components).await?;
-    base.kv.mesh().close().await;
+    base.kv.mesh().kv().context("the kv is here")?.close().await;
     Ok(())
 }
 

@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
 async fn run(duration: Duration) -> anyhow::Result<Vec<String>> {
     let dir = tempfile::tempdir()?;
     let base = apps::base(&dir.path().join("state"), &dir.path().join("compiled")).await?;
-    let kv = base.kv.mesh().clone();
+    let kv = base.kv.mesh().kv().context("the kv is here")?;
     let parts = apps::parts()?;
     let fleet = tokio::task::spawn_blocking({
         let parts = Arc::clone(&parts);
