@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::compress::CompressionCache;
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
@@ -21,6 +21,12 @@ use crate::{NameRule, NameRules, ReloadError, Reloaded, Resolver, TlsError, prov
 
 /// Compressed certificates that are kept (RFC 8879): to compress one takes longer than a handshake.
 const COMPRESSED_MAX: usize = 1_024;
+
+/// Sessions of QUIC that are kept where early data is taken. Some hundred bytes each.
+const SESSIONS_MAX: usize = 16_384;
+
+/// Early data over QUIC has no bound of its own: it counts as what follows it (RFC 9001 4.6.1).
+const EARLY_DATA_QUIC: u32 = u32::MAX;
 
 /// Which versions of TLS a listener speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +60,8 @@ pub struct FrontTls {
     pub versions: TlsVersions,
     /// Whether an ACME authority may look for challenges over TCP (RFC 8737).
     pub has_challenges: bool,
+    /// Whether early data is taken over QUIC (RFC 8446 2.3).
+    pub has_early_data: bool,
     /// Names that differ from the others.
     pub rules: Arc<NameRules>,
 }
@@ -171,12 +179,17 @@ impl ResolvesServerCert for OverQuic {
 
 /// A public server for QUIC.
 pub fn quic_server(tls: &FrontTls) -> Result<Arc<ServerConfig>, TlsError> {
-    let server = front_server(tls, &[Alpn::H3.as_bytes()], TlsVersions::Only13)?;
-    if tls.rules.is_empty() {
-        return Ok(server);
+    let mut config = Arc::unwrap_or_clone(front_server(tls, &[Alpn::H3.as_bytes()], TlsVersions::Only13)?);
+    if !tls.rules.is_empty() {
+        config.cert_resolver =
+            Arc::new(OverQuic { resolver: Arc::clone(&tls.resolver), rules: Arc::clone(&tls.rules) });
     }
-    let mut config = Arc::unwrap_or_clone(server);
-    config.cert_resolver = Arc::new(OverQuic { resolver: Arc::clone(&tls.resolver), rules: Arc::clone(&tls.rules) });
+    if tls.has_early_data {
+        // Each session is resumed once, so that what came in front of its handshake can't come again (RFC 8446 8.1).
+        config.ticketer = Arc::new(NoTickets);
+        config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
+        config.max_early_data_size = EARLY_DATA_QUIC;
+    }
     Ok(Arc::new(config))
 }
 
@@ -192,7 +205,8 @@ pub fn front_server(tls: &FrontTls, alpn: &[&[u8]], versions: TlsVersions) -> Re
     config.ticketer = tls.secret.tickets();
     config.cert_compression_cache = Arc::new(CompressionCache::new(COMPRESSED_MAX));
     // A request in early data can be replayed (RFC 8446 8). rustls takes early data only for sessions that it keeps itself,
-    // each for one use; ours are in tickets that any node of the place opens, and none knows which another one has seen.
+    // each for one use (see `quic_server`); these are in tickets that any node of the place opens, and none knows which
+    // another one has seen.
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
 }

@@ -297,6 +297,7 @@ mod tests {
             secret: FrontSecret::random().unwrap(),
             versions: TlsVersions::Only13,
             has_challenges: false,
+            has_early_data: false,
             rules: Arc::default(),
         };
         let clocked = Arc::new(Clocked { tickets: Tickets::new(tls.secret.clone()), epochs: AtomicU64::new(0) });

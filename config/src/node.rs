@@ -148,6 +148,9 @@ pub struct TlsSettings {
     /// A file of 32 bytes or more, the same on every node of a point of presence. From it come the keys of session
     /// tickets, and of QUIC's tokens and resets. Without it each node has its own, until it restarts.
     pub secret: Option<PathBuf>,
+    /// Whether requests over HTTP/3 are taken that come in front of the handshake's end (0-RTT). Default no.
+    #[serde(default)]
+    pub early_data: bool,
     /// Names that differ from the others.
     #[serde(default)]
     pub names: Vec<TlsName>,

@@ -13,6 +13,7 @@ mod source;
 
 mod tcp;
 mod tls;
+mod tokens;
 
 mod proxy;
 mod stream;
@@ -165,7 +166,10 @@ impl Listeners {
         let servers = Arc::new(FrontServers::new(front, &[b"h2", b"http/1.1"]).map_err(ListenError::Tls)?);
         self.servers = Some(Arc::clone(&servers));
         let h3 = quic_server(front).map_err(ListenError::Tls)?;
-        let quic = quic::server_config(h3, &front.secret, &self.parts.front)?;
+        let mut quic = quic::server_config(h3, &front.secret, &self.parts.front)?;
+        if front.has_early_data {
+            quic.validation_token_config(tokens::config());
+        }
         let (listener, local) = listening(tcp)?;
         let alt_svc = format!("h3=\":{}\"; ma={ALT_SVC_SECONDS}", local.port());
         let alt_svc = HeaderValue::try_from(alt_svc).expect("digits and ASCII text");
@@ -181,6 +185,7 @@ impl Listeners {
                 sources: Arc::clone(&self.sources),
                 handshakes: Arc::clone(&self.handshakes),
                 connections_max: (self.parts.front.connections_max as usize).div_ceil(self.quic.len()),
+                has_early_data: front.has_early_data,
             };
             self.tasks.spawn(quic::accept(endpoint.clone(), listening, self.stop.clone()));
         }

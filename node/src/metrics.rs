@@ -68,6 +68,7 @@ pub struct Metrics {
     kv_replication: IntGaugeVec,
     kv_homes: IntGaugeVec,
     kv_carried: IntCounter,
+    early: IntCounterVec,
     kv_held: IntGaugeVec,
     kv_corrupt: IntGauge,
     kv_backends: Backends,
@@ -146,6 +147,8 @@ fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGau
     metric
 }
 
+/// What the count of requests in early data says of itself.
+const EARLY: &str = "Requests in early data (0-RTT), answered at once or after the handshake.";
 /// What the count of such reads says of itself.
 const CORRUPT_READS: &str = "Reads that met a damaged KV row, since the start.";
 
@@ -320,6 +323,7 @@ impl Metrics {
             kv_connected: gauge(&registry, "selvage_kv_connected", "Whether there is a link to a peer.", &["peer"]),
             kv_homes: kv_homes(&registry),
             kv_carried: kv_carried(&registry),
+            early: counter(&registry, "selvage_early_requests_total", EARLY, &["answered"]),
             kv_replication: kv_replication(&registry),
             kv_held: gauge(
                 &registry,
@@ -464,6 +468,12 @@ impl Metrics {
             self.kv_replication.with_label_values(&[what]).set(i64::try_from(number).unwrap_or(i64::MAX));
         }
         self.kv_replication.with_label_values(&["ahead_ms"]).set(progress.ahead_ms);
+    }
+
+    /// A request in early data.
+    pub fn early(&self, at_once: bool) {
+        let answered = if at_once { "at-once" } else { "after-handshake" };
+        self.early.with_label_values(&[answered]).inc();
     }
 
     /// A call of the KV by the process before.

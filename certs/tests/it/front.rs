@@ -34,6 +34,7 @@ fn tls(resolver: Arc<Resolver>, secret: FrontSecret) -> FrontTls {
         secret,
         versions: TlsVersions::Only13,
         has_challenges: false,
+        has_early_data: false,
         rules: Arc::default(),
     }
 }

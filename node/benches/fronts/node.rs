@@ -36,6 +36,7 @@ pub(super) fn run(port: u16, dir: &Path) -> anyhow::Result<()> {
             secret: FrontSecret::random()?,
             versions: TlsVersions::Only13,
             has_challenges: false,
+            has_early_data: false,
             rules: Arc::<NameRules>::default(),
         };
         let options = ListenOptions { https: Some(([127, 0, 0, 1], port).into()), http: None, tls: Some(tls) };

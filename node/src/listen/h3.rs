@@ -30,3 +30,4 @@ mod send;
 
 pub(super) use code::Code;
 pub(super) use connection::connection;
+pub(super) use shared::Proof;

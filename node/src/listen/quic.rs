@@ -7,16 +7,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    Connecting, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
 use selvage_certs::FrontSecret;
 use selvage_config::front::Front;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::h3::Proof;
 use super::handshakes::{Handshake, Handshakes};
 use super::sockets::UdpGroup;
-use super::source::{Sources, Transport};
+use super::source::{Full, Place, Sources, Transport};
 use super::steer::Ids;
 use super::{CONNECTION_WINDOW_BYTES, ListenError, STREAM_WINDOW_BYTES, h3};
 use crate::serve::Parts;
@@ -50,6 +54,8 @@ pub(super) struct Listening {
     pub(super) handshakes: Arc<Handshakes>,
     /// Connections of one endpoint.
     pub(super) connections_max: usize,
+    /// Whether requests are taken in front of the handshake's end.
+    pub(super) has_early_data: bool,
 }
 
 /// QUIC's side of the configuration.
@@ -138,18 +144,56 @@ pub(super) async fn accept(endpoint: Endpoint, listening: Listening, stop: Cance
 async fn connection(
     incoming: Incoming,
     under_way: (Handshake, Unproven),
-    Listening { parts, sources, .. }: Listening,
+    listening: Listening,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let handshake = Duration::from_millis(parts.front.handshake_ms);
+    let handshake = Duration::from_millis(listening.parts.front.handshake_ms);
+    if listening.has_early_data && incoming.remote_address_validated() {
+        let connecting = incoming.accept()?;
+        return Box::pin(early(connecting, handshake, under_way, listening, stop)).await;
+    }
     let quic = timeout(handshake, incoming.accept()?).await??;
     drop(under_way);
     // The handshake has shown that the address is the client's.
-    let place = sources.enter(quic.remote_address().ip(), Transport::Quic).inspect_err(|full| {
-        parts.metrics.connection_refused(full.as_str());
+    let place = enter(&quic, &listening)?;
+    h3::connection(quic, listening.parts, (listening.sources, place), Proof::at_hand(), stop).await
+}
+
+/// A connection that is served while its handshake goes on, and has to end it in time all the same.
+async fn early(
+    mut connecting: Connecting,
+    handshake: Duration,
+    under_way: (Handshake, Unproven),
+    listening: Listening,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let until = tokio::time::Instant::now() + handshake;
+    timeout_at(until, connecting.handshake_data()).await??;
+    let Ok((quic, is_done)) = connecting.into_0rtt() else { anyhow::bail!("not a server's connection") };
+    let place = enter(&quic, &listening)?;
+    let proof = Proof::to_come();
+    let proven = async {
+        // Whether it took early data says nothing here: a server always did. A connection that failed has a reason.
+        if timeout_at(until, is_done).await.is_err() || quic.close_reason().is_some() {
+            return;
+        }
+        proof.give();
+        drop(under_way);
+        std::future::pending().await
+    };
+    let served = h3::connection(quic.clone(), listening.parts, (listening.sources, place), proof.clone(), stop);
+    // Dropping the loser: a connection that is served no more is cut off.
+    tokio::select! {
+        served = served => served,
+        () = proven => anyhow::bail!("the handshake did not end"),
+    }
+}
+
+fn enter(quic: &Connection, listening: &Listening) -> Result<Place, Full> {
+    listening.sources.enter(quic.remote_address().ip(), Transport::Quic).inspect_err(|full| {
+        listening.parts.metrics.connection_refused(full.as_str());
         quic.close(EXCESSIVE_LOAD, b"");
-    })?;
-    h3::connection(quic, parts, (sources, place), stop).await
+    })
 }
 
 /// Counts a handshake of one endpoint while it lasts.

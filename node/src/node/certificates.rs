@@ -51,7 +51,8 @@ pub(super) fn front_tls(
         TlsVersionMin::V13 => TlsVersions::Only13,
     };
     let has_challenges = acme.is_some_and(|acme| acme.challenge() == AcmeChallenge::TlsAlpn01);
-    FrontTls { resolver: reload.resolver(), provider: settings.provider, secret, versions, has_challenges, rules }
+    let (resolver, provider, has_early_data) = (reload.resolver(), settings.provider, settings.early_data);
+    FrontTls { resolver, provider, secret, versions, has_challenges, has_early_data, rules }
 }
 
 /// Takes new certificates as they come, and new authorities of clients. Bad ones are told, and the old ones stay.

@@ -358,6 +358,7 @@ async fn a_host_of_an_app_has_a_certificate_once_a_client_asks_for_it() {
         secret: FrontSecret::random().unwrap(),
         versions: TlsVersions::Only13,
         has_challenges: false,
+        has_early_data: false,
         rules: Arc::default(),
     };
     let options = ListenOptions { https: Some(any), http: Some(any), tls: Some(tls) };

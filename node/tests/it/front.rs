@@ -87,6 +87,11 @@ impl Front {
 
     /// A front with these apps, each at a host below `edge.test`, and with these names apart.
     async fn of(bounds: Bounds, apps: &[&str], rules: Arc<NameRules>) -> Self {
+        Self::open(bounds, apps, rules, false).await
+    }
+
+    /// The same, perhaps with early data.
+    async fn open(bounds: Bounds, apps: &[&str], rules: Arc<NameRules>, has_early_data: bool) -> Self {
         let authority = Authority::create("test").unwrap();
         let hosts: Vec<String> = apps.iter().map(|app| format!("{app}.edge.test")).collect();
         let identity = authority.issue_server(&hosts, &[]).unwrap();
@@ -104,6 +109,7 @@ impl Front {
             secret: FrontSecret::random().unwrap(),
             versions: TlsVersions::Only13,
             has_challenges: false,
+            has_early_data,
             rules,
         };
         let options = ListenOptions { https: any, http: any, tls: Some(tls) };

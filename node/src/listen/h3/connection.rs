@@ -16,7 +16,7 @@ use super::code::{Code, Scope, Wrong};
 use super::control::{self, Told};
 use super::exchange::exchange;
 use super::pace::Pace;
-use super::shared::{Shared, lock};
+use super::shared::{Proof, Shared, lock};
 use super::{frames, integer};
 use crate::listen::source::{Place, Sources};
 use crate::request::Protocol;
@@ -94,6 +94,7 @@ pub(in crate::listen) async fn connection(
     quic: quinn::Connection,
     parts: Arc<Parts>,
     (sources, place): (Arc<Sources>, Place),
+    proof: Proof,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let _open = parts.metrics.connection(Protocol::H3);
@@ -101,7 +102,7 @@ pub(in crate::listen) async fn connection(
     let front = Arc::clone(&parts.front);
     let control = timeout(CONTROL_MAX, greet(&quic, front.head_bytes_max)).await??;
     let mut connection = Connection {
-        shared: Arc::new(Shared::new(quic.clone(), parts, (sources, place))),
+        shared: Arc::new(Shared::new(quic.clone(), parts, (sources, place), proof)),
         control,
         requests: JoinSet::new(),
         streams: JoinSet::new(),

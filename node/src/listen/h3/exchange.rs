@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::time::timeout;
 
@@ -18,12 +19,15 @@ use crate::listen::forwarded::believe;
 use crate::request::{Body, Protocol, Request, empty, full};
 use crate::serve::{refuse, serve};
 
+/// RFC 8470 5.1.
+const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
 /// Bytes of a request that nobody wanted that are read over after its answer, and how long that may take.
 const READ_OVER_BYTES_MAX: usize = 256 * 1024;
 const READ_OVER_MAX: Duration = Duration::from_secs(1);
 
 /// Takes one request and answers it.
 pub(super) async fn exchange(shared: Arc<Shared>, send: quinn::SendStream, receive: quinn::RecvStream) {
+    let is_early = receive.is_0rtt() && !shared.proof.is_there();
     let mut sending = Sending::new(send, Arc::clone(&shared));
     let mut receiving = Receiving::new(receive, Arc::clone(&shared));
     let head_max = Duration::from_millis(shared.parts.front.head_ms);
@@ -44,8 +48,23 @@ pub(super) async fn exchange(shared: Arc<Shared>, send: quinn::SendStream, recei
         return give_up(&mut sending, &mut receiving, lost);
     }
     sending.prioritise(head.priority);
-    let (request, unread) = request(&shared, *head, receiving);
+    let (mut request, unread) = request(&shared, *head, receiving);
+    if is_early {
+        early(&shared, &mut request).await;
+    }
     answer(&shared, request, unread, &mut sending).await;
+}
+
+/// A request that came in front of the handshake's end may have been sent before, by another one: what does no harm when it
+/// is done twice is answered, and the app is told (RFC 8470 5.1); all else waits for the end.
+async fn early(shared: &Shared, request: &mut Request) {
+    let is_harmless = request.http.method().is_safe() && request.http.body().is_end_stream();
+    shared.parts.metrics.early(is_harmless);
+    if is_harmless {
+        request.http.headers_mut().insert(EARLY_DATA, HeaderValue::from_static("1"));
+    } else {
+        shared.proof.come().await;
+    }
 }
 
 fn give_up(sending: &mut Sending, receiving: &mut Receiving, lost: Lost) {

@@ -25,10 +25,44 @@ const PRIORITIES_MAX: usize = 128;
 /// Answers that are looked through for those that have arrived.
 const DELIVERING_SWEEP: usize = 256;
 
+/// That the client is who began the handshake, and did so now: until then somebody may send again what another one sent
+/// once (RFC 8446 8). Clones are of one connection.
+#[derive(Clone)]
+pub(in crate::listen) struct Proof(Option<CancellationToken>);
+
+impl Proof {
+    /// There from the start.
+    pub(in crate::listen) fn at_hand() -> Self {
+        Self(None)
+    }
+
+    /// With the handshake's end.
+    pub(in crate::listen) fn to_come() -> Self {
+        Self(Some(CancellationToken::new()))
+    }
+
+    /// Here it is.
+    pub(in crate::listen) fn give(&self) {
+        self.0.iter().for_each(CancellationToken::cancel);
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.0.as_ref().is_none_or(CancellationToken::is_cancelled)
+    }
+
+    /// Waits for it. The connection ends if it does not come.
+    pub(super) async fn come(&self) {
+        if let Some(given) = &self.0 {
+            given.cancelled().await;
+        }
+    }
+}
+
 /// One connection.
 pub(super) struct Shared {
     pub(super) quic: quinn::Connection,
     pub(super) parts: Arc<Parts>,
+    pub(super) proof: Proof,
     sources: Arc<Sources>,
     place: Place,
     /// What the client opened once.
@@ -45,9 +79,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(quic: quinn::Connection, parts: Arc<Parts>, (sources, place): (Arc<Sources>, Place)) -> Self {
+    pub(super) fn new(
+        quic: quinn::Connection,
+        parts: Arc<Parts>,
+        (sources, place): (Arc<Sources>, Place),
+        proof: Proof,
+    ) -> Self {
         Self {
             quic,
+            proof,
             glitches: Glitches::new(parts.front.glitches_max),
             parts,
             sources,

@@ -41,6 +41,7 @@ impl Member {
             secret,
             versions: TlsVersions::Only13,
             has_challenges: challenge == "tls-alpn-01",
+            has_early_data: false,
             rules: Arc::default(),
         };
         let options = ListenOptions { https: Some(any), http: Some(any), tls: Some(tls) };

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod bodies;
+mod early;
 mod leaving;
 mod limits;
 mod raw;

@@ -11,10 +11,15 @@ const INCOMPLETE: u64 = 0x10d;
 /// How long a client may keep its body back.
 const BODY_IDLE_MS: u64 = 500;
 
-/// A front whose app has a guest at `/guest/...`, besides what needs none.
+/// A front that has a guest and waits for bodies as long.
 async fn with_guest(name: &str) -> (Front, Active) {
-    let bounds = Bounds { body_idle_ms: BODY_IDLE_MS, ..Bounds::default() };
-    let front = Front::with(bounds).await;
+    let front = Front::with(Bounds { body_idle_ms: BODY_IDLE_MS, ..Bounds::default() }).await;
+    let guest = deploy(&front, name).await;
+    (front, guest)
+}
+
+/// Gives a front's app a guest, for all paths but `/`.
+pub(super) async fn deploy(front: &Front, name: &str) -> Active {
     let guest = Guest::new(name).await.activate().unwrap();
     let component: ComponentName = "guest".parse().unwrap();
     let answer = StaticResponse { status_code: 200, headers: BTreeMap::new(), body: Some("hello".into()) };
@@ -34,7 +39,7 @@ async fn with_guest(name: &str) -> (Front, Active) {
     let pools = BTreeMap::from([(component, Arc::clone(&guest.pool))]);
     let app = ActiveApp::new(app, None, Digest::of(b"manifest"), &pools, &BTreeMap::new()).unwrap();
     front.parts.table.store(Arc::new(Table::new(vec![Arc::new(app)], "edge.test").unwrap()));
-    (front, guest)
+    guest
 }
 
 /// A request's head, and the first part of a body that announces more.

@@ -83,6 +83,11 @@ impl Raw {
         Self { quic, _endpoint: endpoint }
     }
 
+    /// A connection that was made elsewhere.
+    pub(super) fn over(endpoint: Endpoint, quic: quinn::Connection) -> Self {
+        Self { quic, _endpoint: endpoint }
+    }
+
     /// Connects, with an empty SETTINGS on a control stream, which must not end.
     pub(super) async fn connect(front: &Front) -> (Self, SendStream) {
         let raw = Self::bare(front).await;
