@@ -14,7 +14,8 @@ use super::*;
 /// Bytes of a datagram that are passed on.
 const DATAGRAM_BYTES_MAX: usize = 2 * 1024;
 
-/// Stands between one client and the node. While it holds, what the client sends after it has heard of the node waits.
+/// Stands between a connection's client and the node. While it holds, what the client sends after it has heard of the node
+/// waits.
 struct Relay {
     address: SocketAddr,
     holds: watch::Sender<bool>,
@@ -28,7 +29,7 @@ impl Relay {
         let (near, far) =
             (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
         far.connect(node).await.unwrap();
-        let (holds, mut held) = watch::channel(false);
+        let (holds, mut held) = watch::channel(true);
         let first = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let (address, heard) = (near.local_addr().unwrap(), Arc::clone(&first));
         let task = tokio::spawn(async move {
@@ -38,11 +39,7 @@ impl Relay {
                 // A datagram is received whole or stays in its socket.
                 tokio::select! {
                     Ok((length, from)) = near.recv_from(&mut there) => {
-                        if client.replace(from).is_some_and(|before| before != from) {
-                            // Another connection.
-                            (has_answered, waiting) = (false, Vec::new());
-                            heard.lock().unwrap().clear();
-                        }
+                        client = Some(from);
                         let datagram = there[..length].to_vec();
                         if !has_answered {
                             heard.lock().unwrap().push(datagram.clone());
@@ -75,10 +72,9 @@ impl Drop for Relay {
     }
 }
 
-/// A front with early data and a guest, a relay before it, and a client that has been there.
+/// A front with early data and a guest, and a client.
 struct Scene {
     front: Front,
-    relay: Relay,
     client: QuicClient,
     _guest: crate::guest::Active,
 }
@@ -90,19 +86,18 @@ impl Scene {
         let mut crypto = front.client(b"h3");
         crypto.enable_early_data = true;
         let client = QuicClient::new(Arc::new(QuicClientConfig::try_from(crypto).unwrap()));
-        let relay = Relay::to(front.https()).await;
-        Self { front, relay, client, _guest: guest }
+        Self { front, client, _guest: guest }
     }
 
-    fn begin(&self) -> (Endpoint, Connecting) {
+    fn begin(&self, at: SocketAddr) -> (Endpoint, Connecting) {
         let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-        let connecting = endpoint.connect_with(self.client.clone(), self.relay.address, HOST).unwrap();
+        let connecting = endpoint.connect_with(self.client.clone(), at, HOST).unwrap();
         (endpoint, connecting)
     }
 
     /// Comes once, and goes with tickets and tokens.
     async fn come_first(&self) {
-        let (endpoint, connecting) = self.begin();
+        let (endpoint, connecting) = self.begin(self.front.https());
         let raw = Raw::over(endpoint, connecting.await.unwrap());
         // What the node says of itself comes in front of the answer.
         assert_eq!(raw.ask(&get("/status")).await, Outcome::Status(200));
@@ -110,11 +105,11 @@ impl Scene {
     }
 
     /// Comes again, and speaks before the node has answered. What it says later is held back.
-    fn come_again(&self) -> (Raw, quinn::ZeroRttAccepted) {
-        self.relay.holds.send_replace(true);
-        let (endpoint, connecting) = self.begin();
+    async fn come_again(&self) -> (Raw, quinn::ZeroRttAccepted, Relay) {
+        let relay = Relay::to(self.front.https()).await;
+        let (endpoint, connecting) = self.begin(relay.address);
         let (quic, accepted) = connecting.into_0rtt().unwrap_or_else(|_| panic!("it has no ticket"));
-        (Raw::over(endpoint, quic), accepted)
+        (Raw::over(endpoint, quic), accepted, relay)
     }
 
     fn early(&self, answered: &str) -> String {
@@ -126,10 +121,10 @@ impl Scene {
 async fn what_does_no_harm_is_answered_before_the_handshake_ends_and_the_app_is_told() {
     let scene = Scene::new(true).await;
     scene.come_first().await;
-    let (raw, accepted) = scene.come_again();
+    let (raw, accepted, relay) = scene.come_again().await;
     assert_eq!(raw.ask(&get("/status")).await, Outcome::Status(425));
     scene.front.counted(&scene.early("at-once")).await;
-    scene.relay.holds.send_replace(false);
+    relay.holds.send_replace(false);
     assert!(timeout(PATIENCE, accepted).await.unwrap());
     assert_eq!(raw.ask(&get("/status")).await, Outcome::Status(200), "after the handshake it is not early");
 }
@@ -142,13 +137,13 @@ async fn what_may_do_harm_waits_for_the_handshakes_end() {
         (2, [(":method", "GET"), GOOD[1], GOOD[2], (":path", "/status")], frame(DATA, b"body")),
     ] {
         scene.come_first().await;
-        let (raw, accepted) = scene.come_again();
+        let (raw, accepted, relay) = scene.come_again().await;
         let asked = [head(&fields), body].concat();
         let (mut send, receive) = raw.quic.open_bi().await.unwrap();
         send.write_all(&asked).await.unwrap();
         send.finish().unwrap();
         scene.front.counted(&format!(r#"selvage_early_requests_total{{answered="after-handshake"}} {count}"#)).await;
-        scene.relay.holds.send_replace(false);
+        relay.holds.send_replace(false);
         assert!(timeout(PATIENCE, accepted).await.unwrap());
         assert_eq!(raw.outcome(receive).await, Outcome::Status(200), "{fields:?}");
     }
@@ -158,12 +153,12 @@ async fn what_may_do_harm_waits_for_the_handshakes_end() {
 async fn what_is_sent_again_by_another_is_not_answered() {
     let scene = Scene::new(true).await;
     scene.come_first().await;
-    let (raw, accepted) = scene.come_again();
+    let (raw, accepted, relay) = scene.come_again().await;
     assert_eq!(raw.ask(&get("/status")).await, Outcome::Status(425));
-    scene.relay.holds.send_replace(false);
+    relay.holds.send_replace(false);
     assert!(timeout(PATIENCE, accepted).await.unwrap());
     raw.quic.close(VarInt::from_u32(0x100), b"");
-    let first = scene.relay.first.lock().unwrap().clone();
+    let first = relay.first.lock().unwrap().clone();
     let thief = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut answer = vec![0; DATAGRAM_BYTES_MAX];
     // As long as the node remembers the connection it says nothing to it; then it takes it for one who comes new.
@@ -191,11 +186,11 @@ async fn of_an_address_that_is_not_proven_nothing_is_taken_early() {
     let mut stranger = scene.client.clone();
     stranger.token_store(Arc::new(quinn::NoneTokenStore));
     let scene = Scene { client: stranger, ..scene };
-    let (raw, accepted) = scene.come_again();
+    let (raw, accepted, relay) = scene.come_again().await;
     let (mut send, receive) = raw.quic.open_bi().await.unwrap();
     send.write_all(&get("/status")).await.unwrap();
     send.finish().unwrap();
-    scene.relay.holds.send_replace(false);
+    relay.holds.send_replace(false);
     assert!(timeout(PATIENCE, accepted).await.unwrap());
     assert_eq!(raw.outcome(receive).await, Outcome::Status(200), "an address that is not proven has no early data");
 }
@@ -204,6 +199,6 @@ async fn of_an_address_that_is_not_proven_nothing_is_taken_early() {
 async fn unless_the_node_says_so_there_is_no_early_data() {
     let scene = Scene::new(false).await;
     scene.come_first().await;
-    let (_endpoint, connecting) = scene.begin();
+    let (_endpoint, connecting) = scene.begin(scene.front.https());
     assert!(connecting.into_0rtt().is_err(), "its tickets don't allow it");
 }
