@@ -15,6 +15,7 @@ mod tcp;
 mod tls;
 mod tokens;
 
+mod gathered;
 mod proxy;
 mod stream;
 

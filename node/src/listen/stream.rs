@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::activity::Activity;
+use super::gathered::Gathered;
 use super::h1::{Messages, Passed};
 use super::h2::Glitches;
 use super::patience::Patience;
@@ -54,6 +55,8 @@ pub(super) struct Stream<S> {
     shed: fn(&S),
     linger: Linger,
     out: Out,
+    /// HTTP/2: what goes out together.
+    gathered: Gathered,
 }
 
 /// What was last done about what we have to send.
@@ -92,7 +95,8 @@ impl<S> Stream<S> {
         patience: Patience,
     ) -> Self {
         let (held, ready, linger) = (BytesMut::new(), BytesMut::new(), Linger::default());
-        Self { inner, ahead, held, ready, judge, end: None, activity, patience, shed, linger, out: Out::Flushed }
+        let (end, out, gathered) = (None, Out::Flushed, Gathered::default());
+        Self { inner, ahead, held, ready, judge, end, activity, patience, shed, linger, out, gathered }
     }
 
     /// Gives back what was judged and not used: it is to be read first.
@@ -274,6 +278,20 @@ impl<S: AsyncRead + Unpin> Stream<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Stream<S> {
+    /// Writes what was gathered.
+    fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.gathered.rest().is_empty() {
+            let written = Pin::new(&mut self.inner).poll_write(cx, self.gathered.rest());
+            match ready!(self.patient(cx, written, |count| *count))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.gathered.advance(count),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Fine,
@@ -312,22 +330,32 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.note_write();
-        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.sent(&[IoSlice::new(bytes)], &written);
-        self.patient(cx, written, |count| *count)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.note_write();
-        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
-        self.sent(slices, &written);
-        self.patient(cx, written, |count| *count)
+        let this = self.get_mut();
+        this.note_write();
+        if let Judge::Glitches(..) = this.judge {
+            let mut taken = this.gathered.take(slices);
+            if taken.is_none() && !this.gathered.rest().is_empty() {
+                ready!(this.poll_gathered(cx))?;
+                taken = this.gathered.take(slices);
+            }
+            if let Some(length) = taken {
+                let taken = Poll::Ready(Ok(length));
+                this.sent(slices, &taken);
+                return taken;
+            }
+        }
+        let written = Pin::new(&mut this.inner).poll_write_vectored(cx, slices);
+        this.sent(slices, &written);
+        this.patient(cx, written, |count| *count)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -335,6 +363,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.gathered.may_wait() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_gathered(cx))?;
         let flushed = Pin::new(&mut self.inner).poll_flush(cx);
         if matches!(flushed, Poll::Ready(Ok(()))) && self.out == Out::Written {
             self.out = Out::Flushed;
@@ -347,6 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
         self.out = Out::Ended;
         self.activity.rest(false);
         if !self.linger.is_shut {
+            ready!(self.poll_gathered(cx))?;
             let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
             ready!(self.patient(cx, shut, |()| 0))?;
             self.linger.is_shut = true;
@@ -421,6 +454,52 @@ mod tests {
         stream.patience = Patience::new(Duration::from_millis(1), 1_024);
         let error = stream.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(far);
+    }
+
+    #[tokio::test]
+    async fn frames_of_http_2_go_out_together_and_none_is_left_behind() {
+        let (near, mut far) = tokio::io::duplex(8);
+        let (mut stream, _) = stream(near, b"", Judge::Glitches(Glitches::new(0), 4));
+        let frame = || [IoSlice::new(b"head "), IoSlice::new(b"payload ")];
+        for _ in 0..2 {
+            assert_eq!(stream.write_vectored(&frame()).await.unwrap(), 13);
+            stream.flush().await.unwrap();
+        }
+        let mut bytes = [0; 26];
+        assert!(tokio::time::timeout(Duration::from_millis(1), far.read_u8()).await.is_err(), "there is more to come");
+        // More than the other side takes at once.
+        let (flushed, read) = tokio::join!(stream.flush(), far.read_exact(&mut bytes));
+        assert!(flushed.is_ok() && read.is_ok());
+        assert_eq!(&bytes, b"head payload head payload ");
+        stream.write_vectored(&frame()).await.unwrap();
+        stream.flush().await.unwrap();
+        // What does not fit any more is written after what was there.
+        let large = vec![7; 20_000];
+        let write = async {
+            stream.write_all(&large).await.unwrap();
+            stream.write_vectored(&frame()).await.unwrap();
+            stream.flush().await.unwrap();
+            stream.shutdown().await.unwrap();
+        };
+        let mut all = Vec::new();
+        let read = async {
+            let mut space = vec![0; 13 + large.len() + 13];
+            far.read_exact(&mut space).await.unwrap();
+            all = space;
+            drop(far);
+        };
+        tokio::join!(write, read);
+        assert_eq!(all, [&b"head payload "[..], &large, b"head payload "].concat());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_of_what_was_gathered_is_given_up_too() {
+        let (near, far) = tokio::io::duplex(8);
+        let (mut stream, _) = stream(near, b"", Judge::Glitches(Glitches::new(0), 4));
+        stream.patience = Patience::new(Duration::from_millis(1), 1_024);
+        stream.write_all(&[0; 64]).await.unwrap();
+        assert_eq!(stream.flush().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(far);
     }
 

@@ -7,11 +7,12 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::drive::Drain;
 use super::patience::Patience;
 
 tokio::task_local! {
@@ -48,6 +49,7 @@ impl Progress {
 #[derive(Debug, Clone)]
 pub(super) struct Tasks {
     set: Arc<Mutex<JoinSet<()>>>,
+    running: Arc<AtomicUsize>,
     idle: Duration,
     bytes_per_second_min: u32,
 }
@@ -55,7 +57,30 @@ pub(super) struct Tasks {
 impl Tasks {
     /// Tasks with so much patience with the client.
     pub(super) fn new(idle: Duration, bytes_per_second_min: u32) -> Self {
-        Self { set: Arc::default(), idle, bytes_per_second_min }
+        Self { set: Arc::default(), running: Arc::default(), idle, bytes_per_second_min }
+    }
+}
+
+impl Tasks {
+    /// Whether one has not ended.
+    fn is_any(&self) -> bool {
+        self.running.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// One that has not ended.
+struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn begin(running: &Arc<AtomicUsize>) -> Self {
+        running.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(running))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -69,12 +94,47 @@ where
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         while set.try_join_next().is_some() {}
         // In a box of its own, so that what is made, moved and read of the task itself is small.
-        set.spawn(watched(Box::pin(task), patience));
+        set.spawn(watched(Box::pin(task), patience, Running::begin(&self.running)));
+    }
+}
+
+/// A connection that lets its requests which are ready to go on do so before it goes on itself: what they have to say then
+/// goes out together. It steps back once behind all that its thread has to do, and only if it has requests.
+pub(super) struct Together<C> {
+    connection: Pin<Box<C>>,
+    tasks: Tasks,
+    has_waited: bool,
+}
+
+impl<C> Together<C> {
+    pub(super) fn new(connection: Pin<Box<C>>, tasks: Tasks) -> Self {
+        Self { connection, tasks, has_waited: false }
+    }
+}
+
+impl<C: Future> Future for Together<C> {
+    type Output = C::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        let this = self.get_mut();
+        this.has_waited = !this.has_waited && this.tasks.is_any();
+        if this.has_waited {
+            // Whoever wakes itself comes last.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.connection.as_mut().poll(cx)
+    }
+}
+
+impl<C: Drain> Drain for Together<C> {
+    fn drain(self: Pin<&mut Self>) {
+        self.get_mut().connection.as_mut().drain();
     }
 }
 
 /// The task, or its end: dropped, the parser resets its stream.
-async fn watched(task: Pin<Box<impl Future<Output = ()>>>, mut patience: Patience) {
+async fn watched(task: Pin<Box<impl Future<Output = ()>>>, mut patience: Patience, _running: Running) {
     let progress = Arc::new(Progress::default());
     let mut task = pin!(PROGRESS.scope(Arc::clone(&progress), task));
     let mut seen = 0;
@@ -128,6 +188,37 @@ mod tests {
         };
         assert!(is_done(taken).await);
         assert!(Progress::of_task().is_none());
+    }
+
+    #[tokio::test]
+    async fn requests_that_are_ready_go_before_their_connection() {
+        let (tasks, said) = (Tasks::new(Duration::from_secs(60), 1_024), Arc::new(Mutex::new(Vec::new())));
+        let say = |what: u32| {
+            let said = Arc::clone(&said);
+            move || said.lock().unwrap().push(what)
+        };
+        let connection = say(0);
+        let connection = Box::pin(poll_fn(move |_| {
+            connection();
+            Poll::Ready(())
+        }));
+        for number in 1..=3 {
+            let request = say(number);
+            tasks.execute(async move { request() });
+        }
+        let together = Together::new(connection, tasks.clone());
+        tokio::spawn(together).await.unwrap();
+        assert_eq!(*said.lock().unwrap(), [1, 2, 3, 0]);
+        assert!(!tasks.is_any());
+        // One that waits for something holds nobody up.
+        tasks.execute(std::future::pending());
+        let connection = say(4);
+        let connection = Box::pin(poll_fn(move |_| {
+            connection();
+            Poll::Ready(())
+        }));
+        tokio::spawn(Together::new(connection, tasks.clone())).await.unwrap();
+        assert_eq!(said.lock().unwrap().last(), Some(&4));
     }
 
     #[tokio::test]

@@ -44,7 +44,7 @@ use super::patience::Patience;
 use super::proxy;
 use super::source::{Place, Sources, Transport};
 use super::stream::{Judge, Stream};
-use super::tasks::Tasks;
+use super::tasks::{Tasks, Together};
 use super::tls;
 use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::fault::{ClientFault, Fault};
@@ -315,10 +315,11 @@ where
                 Box::pin(async move { Ok::<_, Infallible>(answer(&shared, http).await) })
             });
             // In a box of its own: moved into what drives it, it would have room there twice.
-            let mut connection = Box::pin(h2_builder(&front, tasks).serve_connection(io, service));
+            let connection = Box::pin(h2_builder(&front, tasks.clone()).serve_connection(io, service));
+            let mut connection = Together::new(connection, tasks);
             Box::pin(async move {
                 let _open = open;
-                drive(connection.as_mut(), &activity, &times, stop).await
+                drive(Pin::new(&mut connection), &activity, &times, stop).await
             })
         }
         _ => {
