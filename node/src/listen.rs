@@ -23,6 +23,7 @@ mod h1;
 mod h2;
 
 mod activity;
+mod crowd;
 mod drive;
 mod patience;
 mod tasks;

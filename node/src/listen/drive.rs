@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
 use super::body::Outbound;
+use super::crowd::Crowd;
 use super::tasks::Tasks;
 
 /// How long a client that was asked to go may stay without a request.
@@ -88,6 +89,11 @@ impl Times {
         Self { head, idle, age: age - earlier, opening, grace }
     }
 
+    /// The same where there are so many others.
+    fn among(&self, crowd: &Crowd) -> Self {
+        Self { idle: crowd.bears(self.idle), ..*self }
+    }
+
     /// What is due. `left` is when the client was asked to leave, as the connection's age.
     fn due(&self, activity: &Activity, left: Option<Duration>) -> Due {
         let (now, rested) = (activity.age(), activity.rested());
@@ -126,7 +132,7 @@ impl Times {
 pub(super) async fn drive(
     mut connection: Pin<&mut impl Drain>,
     activity: &Activity,
-    times: &Times,
+    (times, crowd): (&Times, &Crowd),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut look = pin!(sleep(times.head));
@@ -148,7 +154,7 @@ pub(super) async fn drive(
                 true
             }
             () = look.as_mut() => {
-                let (leave, next) = match times.due(activity, left) {
+                let (leave, next) = match times.among(crowd).due(activity, left) {
                     Due::Later(next) => {
                         if activity.is_at_rest(REST) {
                             connection.as_mut().rest();

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
 use super::body::{Inbound, Outbound};
+use super::crowd::Crowd;
 use super::dearth::Dearth;
 use super::drive::{GRACE, Times, drive};
 use super::forwarded::believe;
@@ -109,12 +110,13 @@ struct Shared {
     /// What the handshake settled, where names differ.
     session: Option<Arc<Session>>,
     activity: Activity,
+    crowd: Crowd,
 }
 
 /// Accepts until `stop`, then waits for the connections to end.
 pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: CancellationToken) {
     let listening = Arc::new(listening);
-    let connections_max = listening.parts.front.connections_max as usize;
+    let crowd = Crowd::new(listening.parts.front.connections_max as usize);
     let descriptors = descriptors_max();
     let mut connections = JoinSet::new();
     let take = |connections: &mut JoinSet<()>, tcp: TcpStream, peer| {
@@ -123,7 +125,7 @@ pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: Ca
             listening.parts.metrics.connection_refused("descriptors");
             shed(&tcp);
         } else {
-            connections.spawn(connection(tcp, peer, Arc::clone(&listening), stop.clone()));
+            connections.spawn(connection(tcp, peer, (Arc::clone(&listening), crowd.clone()), stop.clone()));
         }
     };
     let mut dearth = Dearth::at(listening.kind.as_str());
@@ -132,7 +134,7 @@ pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: Ca
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < connections_max => match accepted {
+            accepted = listener.accept(), if crowd.count(connections.len()) => match accepted {
                 Ok((tcp, peer)) => take(&mut connections, tcp, peer),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
@@ -143,7 +145,7 @@ pub(super) async fn accept(listener: TcpListener, listening: Listening, stop: Ca
         }
     }
     // The system has made these already, and would reset them with the listener.
-    while connections.len() < connections_max
+    while crowd.count(connections.len())
         && let Some(Ok((tcp, peer))) = listener.accept().now_or_never()
     {
         take(&mut connections, tcp, peer);
@@ -184,9 +186,14 @@ async fn in_time<T>(stop: &CancellationToken, doing: impl Future<Output = T>) ->
     }
 }
 
-async fn connection(tcp: TcpStream, peer: SocketAddr, listening: Arc<Listening>, stop: CancellationToken) {
+async fn connection(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    (listening, crowd): (Arc<Listening>, Crowd),
+    stop: CancellationToken,
+) {
     // In a box, as most of what it takes is taken only until the connection speaks.
-    let begun = Box::pin(begin(tcp, peer, &listening, stop)).await;
+    let begun = Box::pin(begin(tcp, peer, (&listening, crowd), stop)).await;
     let ended = match begun {
         Ok(Some(speaking)) => speaking.await,
         Ok(None) => Ok(()),
@@ -204,7 +211,7 @@ type Speaking = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 async fn begin(
     mut tcp: TcpStream,
     peer: SocketAddr,
-    listening: &Listening,
+    (listening, crowd): (&Listening, Crowd),
     stop: CancellationToken,
 ) -> anyhow::Result<Option<Speaking>> {
     let Listening { kind, parts, sources, handshakes } = listening;
@@ -228,7 +235,7 @@ async fn begin(
     let activity = Activity::new();
     let (parts, sources) = (Arc::clone(parts), Arc::clone(sources));
     let (protocol, secure, alt_svc, session) = (Protocol::H1, false, None, None);
-    let shared = Shared { parts, sources, client, place, protocol, secure, alt_svc, session, activity };
+    let shared = Shared { parts, sources, client, place, protocol, secure, alt_svc, session, activity, crowd };
     match kind {
         Kind::Tls { servers, alt_svc } => {
             let Some(under_way) = handshakes.begin() else {
@@ -298,7 +305,7 @@ where
 {
     let open = shared.parts.metrics.connection(shared.protocol);
     let front = Arc::clone(&shared.parts.front);
-    let (activity, protocol) = (shared.activity.clone(), shared.protocol);
+    let (activity, protocol, crowd) = (shared.activity.clone(), shared.protocol, shared.crowd.clone());
     let write_idle = Duration::from_millis(front.write_idle_ms);
     let patience = Patience::new(write_idle, front.bytes_per_second_min);
     let shared = Arc::new(shared);
@@ -319,7 +326,7 @@ where
             let mut connection = Together::new(connection, tasks);
             Box::pin(async move {
                 let _open = open;
-                drive(Pin::new(&mut connection), &activity, &times, stop).await
+                drive(Pin::new(&mut connection), &activity, (&times, &crowd), stop).await
             })
         }
         _ => {
@@ -333,7 +340,7 @@ where
             let connection = Connection::new(h1_builder(&front), stream, service);
             Box::pin(async move {
                 let _open = open;
-                drive(pin!(connection), &activity, &times, stop).await
+                drive(pin!(connection), &activity, (&times, &crowd), stop).await
             })
         }
     }

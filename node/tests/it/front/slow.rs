@@ -92,6 +92,35 @@ async fn a_connection_that_is_old_is_asked_to_go() {
 }
 
 #[tokio::test]
+async fn who_comes_to_a_full_listener_gets_the_place_of_one_that_rests() {
+    // Each may rest for a minute, and is looked at twice a second.
+    let front = Front::with(Bounds { connections_max: 5, head_ms: 500, idle_ms: 60_000, ..Bounds::default() }).await;
+    let mut resting = Vec::new();
+    for _ in 0..4 {
+        let mut raw = Raw::connect(&front, &[]).await;
+        raw.send(&ask(1)).await;
+        assert_eq!(raw.end(1).await, End::Status(200));
+        resting.push(raw);
+    }
+    // One that is busy: it has asked for more than it takes.
+    let mut busy = Raw::connect(&front, &[0, 4, 0, 0, 0, 0]).await;
+    busy.send(&ask(1)).await;
+    assert_eq!(busy.end(1).await, End::Status(200));
+    let mut late = Raw::connect(&front, &[]).await;
+    late.send(&ask(1)).await;
+    assert_eq!(late.end(1).await, End::Status(200), "long before anybody's minute is over");
+    let mut left = 0;
+    for mut raw in resting {
+        while let Ok(Some(came)) = timeout(Duration::from_millis(50), raw.next()).await {
+            left += usize::from(came.kind == GOAWAY);
+        }
+    }
+    assert!(left > 0, "it was told to go");
+    busy.send(&ask(3)).await;
+    assert_eq!(busy.end(3).await, End::Status(200), "who is busy stays");
+}
+
+#[tokio::test]
 async fn a_client_that_takes_nothing_of_its_answer_is_cut_off() {
     let front = Front::with(short()).await;
     let mut one = TcpStream::connect(front.http()).await.unwrap();
