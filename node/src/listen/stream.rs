@@ -472,13 +472,13 @@ mod tests {
         let (flushed, read) = tokio::join!(stream.flush(), far.read_exact(&mut bytes));
         assert!(flushed.is_ok() && read.is_ok());
         assert_eq!(&bytes, b"head payload head payload ");
-        stream.write_vectored(&frame()).await.unwrap();
+        assert_eq!(stream.write_vectored(&frame()).await.unwrap(), 13);
         stream.flush().await.unwrap();
         // What does not fit any more is written after what was there.
         let large = vec![7; 20_000];
         let write = async {
             stream.write_all(&large).await.unwrap();
-            stream.write_vectored(&frame()).await.unwrap();
+            assert_eq!(stream.write_vectored(&frame()).await.unwrap(), 13);
             stream.flush().await.unwrap();
             stream.shutdown().await.unwrap();
         };
