@@ -2,6 +2,7 @@
 
 mod nats;
 mod registry;
+mod stores;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,12 +13,12 @@ use serde::Deserialize;
 pub use crate::operator::OperatorRole;
 pub use nats::NatsConfig;
 pub use registry::{RegistryConfig, RepositoryRule, Upstream};
+pub use stores::{PlacementRule, StoreRule};
 
 use crate::invalid::{Invalid, Problems};
 use crate::node::IdentityFiles;
 use crate::operator::{OPERATORS_MAX, OperatorRights};
-use crate::plan::HOMES_MAX;
-use crate::{AppName, Digest, NodeName, StoreName};
+use crate::{AppName, Digest, PlacementName, StoreName};
 
 /// A control plane's configuration. Relative paths are relative to the file's directory.
 #[derive(Debug, Clone, Deserialize)]
@@ -51,19 +52,9 @@ pub struct ControlPlaneConfig {
     /// Stores with rules of their own, by name: `[stores."app/label"]`.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreRule>,
-}
-
-/// One store's own rules.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreRule {
-    /// The node that decides all writes of the store, one after another: compare-and-set and counters are linearizable.
-    /// Another one moves it. A store that had a home keeps one, also when its rule is taken out.
-    pub home: NodeName,
-    /// The home of this term, and those before it, are gone: what they acknowledged and nobody else has is given up.
-    /// `selvage kv homes` shows the term. Default 0: the home before must have made way.
+    /// Regions that hold stores which not all nodes shall hold, by a name that stores' rules use: `[placements.eu]`.
     #[serde(default)]
-    pub lost: u64,
+    pub placements: BTreeMap<PlacementName, PlacementRule>,
 }
 
 /// How plans are signed.
@@ -153,14 +144,12 @@ impl ControlPlaneConfig {
             let message = format!("{} operators, the most is {OPERATORS_MAX}", config.operators.len());
             problems.add(None, "operators", message, None);
         }
-        if config.stores.len() > HOMES_MAX {
-            let message = format!("{} stores, the most is {HOMES_MAX}", config.stores.len());
-            problems.add(None, "stores", message, None);
-        }
+        stores::settle(&config.stores, &config.placements, &mut problems);
         config.registry.settle(base, &mut problems);
         if let Some(nats) = &mut config.nats {
             nats.settle(base, &mut problems);
         }
+        problems.locate(text);
         problems.settle(file, text, Some(config))
     }
 }
@@ -178,32 +167,6 @@ mod tests {
         );
         let error = ControlPlaneConfig::parse(Path::new("/cp.toml"), &text).unwrap_err();
         assert!(error.to_string().contains("twice"), "{error}");
-    }
-
-    #[test]
-    fn a_store_has_its_home_by_name_and_mistakes_are_told_with_their_place() {
-        let with = |stores: &str| {
-            let text = format!(
-                "listen='127.0.0.1:0'\nstate_dir='s'\nidentity={{certificate='c',key='k',roots='r'}}\n{stores}\n"
-            );
-            ControlPlaneConfig::parse(Path::new("/etc/cp.toml"), &text)
-        };
-        let stores = with("[stores.'shop/orders']\nhome='fra-1'\n[stores.'shop/stock']\nhome='iad-1'\nlost=7").unwrap();
-        let rule = |home: &str, lost| StoreRule { home: home.parse().unwrap(), lost };
-        assert_eq!(stores.stores[&"shop/orders".parse().unwrap()], rule("fra-1", 0));
-        assert_eq!(stores.stores[&"shop/stock".parse().unwrap()], rule("iad-1", 7));
-        for (bad, line) in [
-            ("[stores.'shop/orders']\nlost=1", 4),
-            ("[stores.'shop/orders']\nhome='Not A Node'", 5),
-            ("[stores.orders]\nhome='fra-1'", 4),
-            ("[stores.'shop/orders']\nhome='fra-1'\nhouse=1", 6),
-        ] {
-            let error = with(bad).unwrap_err();
-            assert!(error.to_string().contains("/etc/cp.toml"), "{error}");
-            assert_eq!(error.places()[0].line, Some(line), "{bad}: {error}");
-        }
-        let many: String = (0..=HOMES_MAX).map(|n| format!("[stores.'s{n}/a']\nhome='fra-1'\n")).collect();
-        assert_eq!(with(&many).unwrap_err().places()[0].field, "stores");
     }
 
     #[test]

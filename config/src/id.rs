@@ -91,6 +91,10 @@ name!(
     Region, "region", is_name
 );
 name!(
+    /// A placement: the regions that hold some of the stores.
+    PlacementName, "placement name", is_name
+);
+name!(
     /// An app: a manifest and its components.
     AppName, "app name", is_app_name
 );

@@ -29,7 +29,7 @@ pub mod snapshot;
 pub mod spin_lock;
 
 pub use digest::Digest;
-pub use id::{AppName, ComponentName, NODES_APP, NodeName, Region, StoreLabel, StoreName};
+pub use id::{AppName, ComponentName, NODES_APP, NodeName, PlacementName, Region, StoreLabel, StoreName};
 pub use invalid::Invalid;
 pub use key::{KeyId, PrivateKey, PublicKey};
 pub use limits::Limits;

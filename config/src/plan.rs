@@ -3,6 +3,7 @@
 mod delta;
 mod home;
 mod load;
+mod placement;
 mod status_delta;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use delta::{DeltaError, News, PlanDelta, SnapshotDelta, Told};
 pub use home::{FORMER_MAX, Former, HOMES_MAX, Home};
 pub use load::{BUCKETS, ReleaseLoad, bucket_end, bucket_of};
+pub use placement::{CACHE_MS_MAX, PLACEMENTS_MAX, Placement, REGIONS_MAX};
 pub use status_delta::{StatusDelta, StatusDeltaError};
 
 use crate::release::{Release, ReleaseId};
@@ -68,13 +70,17 @@ pub struct Plan {
     /// The stores that have a home. A store that is not among them, and never was, is decided wherever it is written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub homes: Vec<Home>,
+    /// Which regions hold the stores that not all do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub placements: Vec<Placement>,
 }
 
 impl Plan {
     /// A plan without second releases, of a node that takes requests.
     pub fn new(node: NodeName, generation: u64, releases: Vec<Release>, peers: Vec<Peer>) -> Self {
-        let (candidates, watched, homes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { node, generation, releases, peers, snapshot: None, candidates, watched, drain: false, homes }
+        let (candidates, watched, homes, placements) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (snapshot, drain) = (None, false);
+        Self { node, generation, releases, peers, snapshot, candidates, watched, drain, homes, placements }
     }
 }
 

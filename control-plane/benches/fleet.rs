@@ -80,6 +80,7 @@ fn serve(directory: &Path) {
         registry: RegistryConfig::default(),
         nats: None,
         stores: Default::default(),
+        placements: Default::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -7,6 +7,7 @@ mod homes;
 mod load;
 mod members;
 mod others;
+mod placements;
 mod settle;
 mod tell;
 
@@ -36,6 +37,8 @@ pub(crate) use advance::Moved;
 pub(crate) use homes::Homes;
 pub(crate) use members::{MemberError, Said};
 pub(crate) use others::Followed;
+pub use placements::PlacementError;
+pub(crate) use placements::{Placements, Unsettled};
 
 use history::History;
 use load::Loads;

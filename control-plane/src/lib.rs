@@ -41,16 +41,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use selvage_certs::{AuthorityError, FileError, OperatorName, Seal, TlsError};
-use selvage_config::StoreName;
-use selvage_config::control_plane::{ControlPlaneConfig, Operator, RegistryConfig, StoreRule};
+use selvage_config::control_plane::{ControlPlaneConfig, Operator, PlacementRule, RegistryConfig, StoreRule};
 use selvage_config::operator::Operators;
+use selvage_config::{PlacementName, StoreName};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use access::{Access, KEY_BYTES, Tokens};
 use audit::Audit;
-use fleet::{Fleet, Moved};
+pub use fleet::PlacementError;
+use fleet::{Fleet, Moved, Unsettled};
 use joining::Joining;
 use journal::{Journal, JournalError, Keys};
 use listen::Tls;
@@ -120,6 +121,9 @@ pub enum StartError {
         /// The state directory.
         path: PathBuf,
     },
+    /// The placements of the configuration are not such as may follow those that plans have.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// Plans can't be signed.
     #[error("sign plans")]
     Signer(#[from] SignerError),
@@ -185,7 +189,7 @@ impl ControlPlane {
         let shared = journal.clone().map(|journal| (journal, keys));
         let registry_config = config.registry.clone();
         let sealing = config.sealing_key.unwrap_or_else(|| directory.join("sealing.key"));
-        let told = Told { operators: told(&config.operators), stores: config.stores };
+        let told = Told { operators: told(&config.operators), stores: (config.stores, config.placements) };
         let own = (signer, told.clone());
         let opened = disk::wait(move || open(&directory, &sealing, registry_config, own, shared.as_ref())).await?;
         let upstreams = {
@@ -255,13 +259,25 @@ fn told(operators: &[Operator]) -> Operators {
 #[derive(Clone)]
 struct Told {
     operators: Operators,
-    stores: BTreeMap<StoreName, StoreRule>,
+    stores: (BTreeMap<StoreName, StoreRule>, BTreeMap<PlacementName, PlacementRule>),
+}
+
+impl From<Unsettled> for StartError {
+    fn from(unsettled: Unsettled) -> Self {
+        match unsettled {
+            Unsettled::State(error) => error.into(),
+            Unsettled::Placement(error) => Self::Placement(error),
+        }
+    }
 }
 
 impl Told {
-    fn to(&self, fleet: &Fleet) -> Result<(), StateError> {
+    fn to(&self, fleet: &Fleet) -> Result<(), Unsettled> {
+        let (stores, placements) = &self.stores;
+        // First what may be refused: a store is never told of with a home and without its placement.
+        fleet.settle_placements(stores, placements)?;
         fleet.tell_of(&self.operators)?;
-        fleet.settle_homes(&self.stores)
+        Ok(fleet.settle_homes(stores)?)
     }
 }
 
@@ -381,7 +397,11 @@ async fn tell_of(parts: Arc<Parts>, told: Told) {
         let (at, told) = (Arc::clone(&parts), told.clone());
         match disk::wait(move || told.to(&at.fleet)).await {
             Ok(()) => return,
-            Err(error) => tracing::warn!(%error, "nodes are not told of the operators and homes yet"),
+            Err(Unsettled::Placement(error)) => {
+                tracing::error!(%error, "nodes are not told of operators, homes and placements: mend the file and start");
+                return;
+            }
+            Err(Unsettled::State(error)) => tracing::warn!(%error, "nodes are not told of the operators and homes yet"),
         }
         tokio::time::sleep(AWAY).await;
     }

@@ -100,6 +100,7 @@ impl Records {
             watched: Vec::new(),
             drain: member.is_some_and(|member| member.drain),
             homes: self.homes.values().cloned().collect(),
+            placements: self.placements.values().cloned().collect(),
         };
         for (name, app) in &self.apps {
             let Some(placed) = app.placed(name, node, member) else { continue };
@@ -177,7 +178,8 @@ pub(crate) fn next_generation(before: &Records, after: &Records) -> u64 {
     if !before.is_told_as(after) {
         return before.generation.max(after.told_generation()).saturating_add(1);
     }
-    let is_same = before.has_same_peers(after) && before.operators == after.operators && before.homes == after.homes;
+    let has_same_stores = before.homes == after.homes && before.placements == after.placements;
+    let is_same = before.has_same_peers(after) && before.operators == after.operators && has_same_stores;
     let is_news = !is_same && !after.is_behind();
     if is_news { before.generation.saturating_add(1) } else { before.generation }
 }
@@ -364,12 +366,12 @@ impl Drop for Place<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use selvage_config::plan::Status;
 
     use super::*;
 
-    fn told(node: &str, generation: u64, port: u16) -> Arc<NodeRecord> {
+    pub(crate) fn told(node: &str, generation: u64, port: u16) -> Arc<NodeRecord> {
         let status = Status {
             node: node.parse().unwrap(),
             region: "fra".parse().unwrap(),
@@ -484,6 +486,20 @@ mod tests {
         let after = Records { homes, ..none.clone() };
         assert_eq!(next_generation(&none, &after), 1);
         assert_eq!(after.plan(&"x".parse().unwrap(), Reader::Node).homes, [home]);
+    }
+
+    #[test]
+    fn a_placement_makes_a_new_generation_and_every_plan_names_it() {
+        let none = Records::default();
+        let placement = selvage_config::plan::Placement {
+            name: "eu".parse().unwrap(),
+            regions: ["fra".parse().unwrap()].into(),
+            stores: [("a/b".parse().unwrap(), 0)].into(),
+        };
+        let placements = Arc::new([(placement.name.clone(), placement.clone())].into());
+        let after = Records { placements, ..none.clone() };
+        assert_eq!(next_generation(&none, &after), 1);
+        assert_eq!(after.plan(&"x".parse().unwrap(), Reader::Node).placements, [placement]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use selvage_certs::Seal;
 use selvage_config::operator::Operators;
-use selvage_config::plan::Home;
+use selvage_config::plan::{Home, Placement};
 use selvage_config::snapshot::Revoked;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,7 +28,7 @@ pub(crate) use records::{
 };
 pub(crate) use shared::{Member, Standing};
 
-use crate::fleet::Homes;
+use crate::fleet::{Homes, Placements};
 use crate::journal::{Journal, JournalError};
 
 /// Memory for pages of the database, bytes.
@@ -42,6 +42,7 @@ const GENERATION: &[u8] = b"generation";
 const REVOKED: &[u8] = b"revoked";
 const OPERATORS: &[u8] = b"operators";
 const HOMES: &[u8] = b"homes";
+const PLACEMENTS: &[u8] = b"placements";
 const APP: &[u8] = b"app/";
 const NODE: &[u8] = b"node/";
 const MEMBER: &[u8] = b"member/";
@@ -171,6 +172,7 @@ impl State {
             revoked: Arc::new(revoked),
             operators,
             homes: self.tree.get(HOMES)?.map(|bytes| homes_of(&bytes)).transpose()?.unwrap_or_default(),
+            placements: self.tree.get(PLACEMENTS)?.map(|bytes| placements_of(&bytes)).transpose()?.unwrap_or_default(),
         })
     }
 
@@ -241,6 +243,9 @@ impl State {
         if before.homes != after.homes {
             rows.put(Table::Fleet, HOMES.to_vec(), homes_row(&after.homes));
         }
+        if before.placements != after.placements {
+            rows.put(Table::Fleet, PLACEMENTS.to_vec(), placements_row(&after.placements));
+        }
         self.put_changed(&mut rows, APP, &before.apps, &after.apps)?;
         self.put_changed(&mut rows, NODE, &before.nodes, &after.nodes)?;
         self.put_changed(&mut rows, MEMBER, &before.members, &after.members)?;
@@ -250,7 +255,8 @@ impl State {
             || before.members != after.members
             || before.joins != after.joins
             || before.operators != after.operators
-            || before.homes != after.homes;
+            || before.homes != after.homes
+            || before.placements != after.placements;
         // A node that is gone is gone everywhere, and one that is new, or elsewhere, is known to be.
         let is_shared = || self.journal().is_some() && !before.has_same_nodes(after);
         self.write(&rows, is_lasting || is_shared())
@@ -268,6 +274,9 @@ impl State {
         }
         if !records.homes.is_empty() {
             rows.put(Table::Fleet, HOMES.to_vec(), homes_row(&records.homes));
+        }
+        if !records.placements.is_empty() {
+            rows.put(Table::Fleet, PLACEMENTS.to_vec(), placements_row(&records.placements));
         }
         self.put_changed(&mut rows, APP, &none.apps, &records.apps)?;
         self.put_changed(&mut rows, NODE, &none.nodes, &records.nodes)?;
@@ -357,6 +366,17 @@ fn homes_of(bytes: &[u8]) -> Result<Arc<Homes>, StateError> {
     Ok(Arc::new(homes.into_iter().map(|home| (home.store.clone(), home)).collect()))
 }
 
+/// A list: each placement has its name.
+fn placements_row(placements: &Placements) -> Vec<u8> {
+    serde_json::to_vec(&placements.values().collect::<Vec<_>>()).expect("it has only strings and numbers")
+}
+
+fn placements_of(bytes: &[u8]) -> Result<Arc<Placements>, StateError> {
+    let read = serde_json::from_slice::<Vec<Placement>>(bytes);
+    let placements = read.map_err(|source| StateError::Record { key: "placements".into(), source })?;
+    Ok(Arc::new(placements.into_iter().map(|placement| (placement.name.clone(), placement)).collect()))
+}
+
 fn revoked_of(bytes: &[u8]) -> Result<Revoked, StateError> {
     serde_json::from_slice(bytes).map_err(|source| StateError::Record { key: "revoked".into(), source })
 }
@@ -404,6 +424,11 @@ mod tests {
             ..AppRecord::default()
         };
         let home = Home::first("shop/orders".parse().unwrap(), "fra-1".parse().unwrap(), 3);
+        let placement = Placement {
+            name: "eu".parse().unwrap(),
+            regions: ["fra".parse().unwrap()].into(),
+            stores: [("shop/orders".parse().unwrap(), 5)].into(),
+        };
         let empty = Records::default();
         let full = Records {
             generation: 3,
@@ -411,6 +436,7 @@ mod tests {
             revoked: Arc::new(Revoked { identities: ["eve".to_owned()].into(), ..Revoked::default() }),
             operators: Some(Arc::new([("ada".to_owned(), OperatorRights::default())].into())),
             homes: Arc::new([(home.store.clone(), home)].into()),
+            placements: Arc::new([(placement.name.clone(), placement)].into()),
             ..empty.clone()
         };
         let state =
@@ -422,7 +448,7 @@ mod tests {
             State::open(&directory.path().join("db"), Seal::open(&directory.path().join("key")).unwrap()).unwrap();
         let read = state.load().unwrap();
         assert_eq!((read.generation, &read.revoked, &read.operators), (3, &full.revoked, &full.operators));
-        assert_eq!(read.homes, full.homes);
+        assert_eq!((&read.homes, &read.placements), (&full.homes, &full.placements));
         assert_eq!(*read.apps[&"hello".parse().unwrap()], app);
         state.save(&full, &Records { generation: 4, ..Records::default() }).unwrap();
         assert!(state.load().unwrap().apps.is_empty());

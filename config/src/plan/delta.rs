@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Home, Peer, Plan};
+use super::{Candidate, Home, Peer, Placement, Plan};
 use crate::operator::Operators;
 use crate::release::{Release, ReleaseId};
 use crate::signature::{Envelope, EnvelopeSignature};
@@ -65,6 +65,9 @@ pub struct PlanDelta {
     /// All homes of stores, if they are others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub homes: Option<Vec<Home>>,
+    /// All placements, if they are others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placements: Option<Vec<Placement>>,
 }
 
 /// What changed from the snapshot of the plan before, and who signed all of it.
@@ -151,6 +154,7 @@ impl Plan {
             watched: delta.watched,
             drain: delta.drain,
             homes: delta.homes.unwrap_or_else(|| self.homes.clone()),
+            placements: delta.placements.unwrap_or_else(|| self.placements.clone()),
         })
     }
 }
@@ -261,6 +265,7 @@ mod tests {
             drain: false,
             snapshot: Some(SnapshotDelta::between(&before.0, &after.0, &after.1)),
             homes: None,
+            placements: None,
         };
         (from, to, delta)
     }
@@ -298,6 +303,24 @@ mod tests {
         assert_eq!(from.with(delta.clone()).unwrap(), to);
         to.homes = vec![home.next(&"iad-1".parse().unwrap(), 0, 7).unwrap()];
         delta.homes = Some(to.homes.clone());
+        assert_eq!(from.with(delta.clone()).unwrap(), to);
+        let news = News { nonce: "n".into(), plan: Told::Delta(Box::new(delta)) };
+        assert_eq!(serde_json::from_slice::<News>(&serde_json::to_vec(&news).unwrap()).unwrap(), news);
+    }
+
+    #[test]
+    fn placements_are_told_when_they_are_others_and_stay_else() {
+        let (mut from, mut to, mut delta) = plans(2);
+        let placement = |regions: &[&str]| Placement {
+            name: "eu".parse().unwrap(),
+            regions: regions.iter().map(|region| region.parse().unwrap()).collect(),
+            stores: [("app-0001/default".parse().unwrap(), 1_000)].into(),
+        };
+        from.placements = vec![placement(&["fra"])];
+        to.placements.clone_from(&from.placements);
+        assert_eq!(from.with(delta.clone()).unwrap(), to);
+        to.placements = vec![placement(&["ams", "fra"])];
+        delta.placements = Some(to.placements.clone());
         assert_eq!(from.with(delta.clone()).unwrap(), to);
         let news = News { nonce: "n".into(), plan: Told::Delta(Box::new(delta)) };
         assert_eq!(serde_json::from_slice::<News>(&serde_json::to_vec(&news).unwrap()).unwrap(), news);

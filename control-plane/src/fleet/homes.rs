@@ -20,7 +20,8 @@ impl Fleet {
     pub(crate) fn settle_homes(&self, rules: &BTreeMap<StoreName, StoreRule>) -> Result<(), StateError> {
         let now_ms = audit::now_ms();
         let records = self.records();
-        for store in records.homes.keys().filter(|store| !rules.contains_key(store)) {
+        let names_none = |store: &&StoreName| rules.get(*store).is_none_or(|rule| rule.home.is_none());
+        for store in records.homes.keys().filter(names_none) {
             tracing::warn!(%store, "a store keeps the home that it had, though no configuration names it");
         }
         if *records.homes == settled(&records, rules, now_ms) {
@@ -42,10 +43,11 @@ impl Fleet {
 fn settled(records: &Records, rules: &BTreeMap<StoreName, StoreRule>, now_ms: u64) -> Homes {
     let mut homes = records.homes.as_ref().clone();
     for (store, rule) in rules {
+        let Some(home) = &rule.home else { continue };
         match homes.get(store) {
-            None => drop(homes.insert(store.clone(), Home::first(store.clone(), rule.home.clone(), now_ms))),
+            None => drop(homes.insert(store.clone(), Home::first(store.clone(), home.clone(), now_ms))),
             Some(known) => {
-                if let Some(next) = known.next(&rule.home, rule.lost, now_ms) {
+                if let Some(next) = known.next(home, rule.lost, now_ms) {
                     homes.insert(store.clone(), next);
                 }
             }
@@ -59,7 +61,11 @@ mod tests {
     use super::*;
 
     fn rules(home: &str, lost: u64) -> BTreeMap<StoreName, StoreRule> {
-        [("shop/orders".parse().unwrap(), StoreRule { home: home.parse().unwrap(), lost })].into()
+        [("shop/orders".parse().unwrap(), rule(home, lost))].into()
+    }
+
+    fn rule(home: &str, lost: u64) -> StoreRule {
+        StoreRule { home: Some(home.parse().unwrap()), lost, ..StoreRule::default() }
     }
 
     fn with(homes: Homes) -> Records {

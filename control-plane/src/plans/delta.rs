@@ -80,6 +80,8 @@ impl Changes {
             watched: Vec::new(),
             drain: members.1.is_some_and(|member| member.drain),
             snapshot: self.snapshot.clone(),
+            placements: (self.base.placements != self.now.placements)
+                .then(|| self.now.placements.values().cloned().collect()),
             homes: (self.base.homes != self.now.homes).then(|| self.now.homes.values().cloned().collect()),
         };
         for app in apps {

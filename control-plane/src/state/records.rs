@@ -12,7 +12,7 @@ use selvage_config::snapshot::Revoked;
 use selvage_config::{AppName, Digest, NodeName, Region};
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::Homes;
+use crate::fleet::{Homes, Placements};
 
 /// All that plans are made from.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +29,8 @@ pub(crate) struct Records {
     pub(crate) operators: Option<Arc<Operators>>,
     /// Stores that have a home. It only grows: nodes that were told of one never forget it.
     pub(crate) homes: Arc<Homes>,
+    /// Which regions hold the stores that not all do. A store that was placed stays where it is.
+    pub(crate) placements: Arc<Placements>,
 }
 
 /// One app's releases. An app that was removed keeps its record, so that a number never names two releases.

@@ -245,6 +245,8 @@ impl State {
                 after.operators = value.map(super::operators_of).transpose()?;
             } else if key == super::HOMES {
                 after.homes = value.map(super::homes_of).transpose()?.unwrap_or_default();
+            } else if key == super::PLACEMENTS {
+                after.placements = value.map(super::placements_of).transpose()?.unwrap_or_default();
             } else if let Some(name) = key.strip_prefix(APP) {
                 self.set(&mut after.apps, key, name, value)?;
             } else if let Some(name) = key.strip_prefix(NODE) {

@@ -10,6 +10,7 @@ mod freshness;
 mod garbage;
 mod homes;
 mod joining;
+mod placements;
 mod plans;
 mod registry;
 mod releases;

@@ -78,6 +78,7 @@ impl World {
             registry: RegistryConfig::default(),
             nats: None,
             stores: Default::default(),
+            placements: Default::default(),
         }
     }
 

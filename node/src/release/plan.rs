@@ -409,6 +409,7 @@ mod tests {
             drain: true,
             snapshot: None,
             homes: None,
+            placements: None,
         };
         let news = News { nonce: "n".into(), plan: Told::Delta(Box::new(changed)) };
         let bytes = serde_json::to_vec(&news).unwrap();

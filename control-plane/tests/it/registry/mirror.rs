@@ -49,6 +49,7 @@ async fn mirror_of(world: &World, url: &str, tag_seconds: u64) -> (ControlPlane,
         registry: RegistryConfig { upstreams: vec![upstream], ..RegistryConfig::default() },
         nats: None,
         stores: Default::default(),
+        placements: Default::default(),
     };
     let control_plane = ControlPlane::start(config).await.unwrap();
     let asker = world.ops().at(&format!("https://{}", control_plane.address()));
