@@ -55,6 +55,10 @@ impl Abilities {
         value_bytes_max: LARGE_BYTES_MAX,
     };
 
+    /// Of a placement of the mesh that the node does not hold. Over which nodes a condition holds is as in the mesh: over all
+    /// if the store has a home.
+    pub const ELSEWHERE: Self = Self { place: "elsewhere", watch: false, alone: false, ..Self::MESH };
+
     /// Of a Redis server.
     pub const REDIS: Self = Self {
         place: "redis",
@@ -111,10 +115,12 @@ mod tests {
     fn the_matrix_of_the_documentation_is_what_the_tests_know() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/BACKENDS.md");
         let text = std::fs::read_to_string(path).unwrap();
-        let mut rows = Abilities::matrix(&[&Abilities::MESH, &Abilities::REDIS, &Abilities::NATS]).into_iter();
+        let mut rows =
+            Abilities::matrix(&[&Abilities::MESH, &Abilities::ELSEWHERE, &Abilities::REDIS, &Abilities::NATS])
+                .into_iter();
         let line = |cells: Vec<String>| format!("| {} |", cells.join(" | "));
         let head = line(rows.next().unwrap());
-        assert!(text.contains(&format!("{head}\n|---|---|---|---|\n")), "{head}");
+        assert!(text.contains(&format!("{head}\n|---|---|---|---|---|\n")), "{head}");
         for row in rows.map(line) {
             assert!(text.lines().any(|line| line == row), "{row}");
         }

@@ -7,8 +7,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use selvage_config::plan::Home;
-use selvage_sync::{Kv, PeerAddr};
+use selvage_config::StoreName;
+use selvage_config::plan::{Home, Placement};
+use selvage_sync::{Elsewhere, Holding, Kv, PeerAddr};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -32,6 +33,7 @@ struct Inner {
 #[derive(Default)]
 struct Told {
     peers: Option<Vec<PeerAddr>>,
+    placements: Option<Vec<Placement>>,
     homes: Option<Vec<Home>>,
 }
 
@@ -48,7 +50,10 @@ enum Place {
 
 /// Where a call goes.
 pub(crate) enum Reached {
+    /// To this KV: the node's own, or that of the store's placement.
     Here(Kv),
+    /// To a node that holds the store's placement.
+    Elsewhere(Elsewhere),
     Carried(Carrier),
 }
 
@@ -73,6 +78,9 @@ impl Mesh {
         let told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peers) = &told.peers {
             kv.set_peers(peers.clone());
+        }
+        if let Some(placements) = &told.placements {
+            kv.set_placements(placements.clone());
         }
         if let Some(homes) = &told.homes {
             kv.set_homes(homes.clone());
@@ -111,6 +119,15 @@ impl Mesh {
         told.peers = Some(peers);
     }
 
+    /// As [`Kv::set_placements`], now or as soon as it is here.
+    pub fn set_placements(&self, placements: Vec<Placement>) {
+        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kv) = self.kv() {
+            kv.set_placements(placements.clone());
+        }
+        told.placements = Some(placements);
+    }
+
     /// As [`Kv::set_homes`], now or as soon as it is here.
     pub fn set_homes(&self, homes: Vec<Home>) {
         let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,22 +137,33 @@ impl Mesh {
         told.homes = Some(homes);
     }
 
-    /// Where a call goes, as soon as that is known.
-    pub(crate) async fn reach(&self) -> Result<Reached, StoreError> {
-        if let Some(reached) = reached(&self.0.place.borrow()) {
+    /// How other nodes are asked for a store, if this one does not hold it.
+    pub fn held_elsewhere(&self, store: &StoreName) -> Option<Elsewhere> {
+        match self.kv()?.holding(store) {
+            Holding::Elsewhere(elsewhere) => Some(elsewhere),
+            Holding::Here(_) => None,
+        }
+    }
+
+    /// Where a call of a store goes, as soon as that is known.
+    pub(crate) async fn reach(&self, store: &StoreName) -> Result<Reached, StoreError> {
+        if let Some(reached) = reached(&self.0.place.borrow(), store) {
             return Ok(reached);
         }
         let mut place = self.0.place.subscribe();
-        let known = timeout(COMING_MAX, place.wait_for(|place| reached(place).is_some())).await;
-        let known = known.ok().and_then(Result::ok).and_then(|place| reached(&place));
+        let known = timeout(COMING_MAX, place.wait_for(|place| !matches!(place, Place::Coming))).await;
+        let known = known.ok().and_then(Result::ok).and_then(|place| reached(&place, store));
         known.ok_or(StoreError::Moving(Moving::NotYet))
     }
 }
 
-fn reached(place: &Place) -> Option<Reached> {
+fn reached(place: &Place, store: &StoreName) -> Option<Reached> {
     match place {
         Place::Coming => None,
-        Place::Here(kv) => Some(Reached::Here(kv.clone())),
+        Place::Here(kv) => Some(match kv.holding(store) {
+            Holding::Here(kv) => Reached::Here(kv),
+            Holding::Elsewhere(elsewhere) => Reached::Elsewhere(elsewhere),
+        }),
         Place::Carried(carrier) => Some(Reached::Carried(carrier.clone())),
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use selvage_config::StoreName;
 use selvage_sync::store::{HIDDEN, METADATA_BYTES_MAX, Terms};
-use selvage_sync::{Dot, KvError, Listed};
+use selvage_sync::{Dot, Elsewhere, KvError, Listed};
 
 use crate::ability::Abilities;
 use crate::error::{Moving, StoreError};
@@ -62,6 +62,11 @@ impl Store {
         &self.name
     }
 
+    /// How other nodes are asked for it, if it is in the mesh and this node does not hold it.
+    pub fn held_elsewhere(&self) -> Option<Elsewhere> {
+        self.mesh()?.held_elsewhere(&self.name)
+    }
+
     /// The node's own replicated KV, if that is where it is.
     pub fn mesh(&self) -> Option<&Mesh> {
         match &self.place {
@@ -81,6 +86,7 @@ impl Store {
     /// What can be done with it.
     pub fn abilities(&self) -> &'static Abilities {
         match &self.place {
+            Place::Mesh(mesh) if mesh.held_elsewhere(&self.name).is_some() => &Abilities::ELSEWHERE,
             Place::Mesh(_) => &Abilities::MESH,
             Place::Backend(backend) => backend.abilities(),
         }
@@ -89,8 +95,9 @@ impl Store {
     /// The value of a key.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.get(&self.name, key)?),
+                Reached::Elsewhere(elsewhere) => Ok(elsewhere.get(key).await?),
                 Reached::Carried(carrier) => carrier.get(&self.name, key).await,
             },
             Place::Backend(_) => Ok(self.latest(key).await?.map(|kept| kept.value)),
@@ -100,7 +107,7 @@ impl Store {
     /// The values of keys, in their order.
     pub async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>, StoreError> {
         if let Place::Mesh(mesh) = &self.place
-            && let Reached::Here(kv) = mesh.reach().await?
+            && let Reached::Here(kv) = mesh.reach(&self.name).await?
         {
             return Ok(keys.iter().map(|key| kv.get(&self.name, key)).collect::<Result<_, _>>()?);
         }
@@ -112,8 +119,9 @@ impl Store {
     /// made of.
     pub async fn latest(&self, key: &str) -> Result<Option<Kept>, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.latest(&self.name, key).await?.map(Kept::from)),
+                Reached::Elsewhere(elsewhere) => Ok(elsewhere.latest(key).await?.map(Kept::from)),
                 Reached::Carried(carrier) => carrier.latest(&self.name, key).await,
             },
             Place::Backend(backend) => {
@@ -129,8 +137,9 @@ impl Store {
     /// Whether the key exists.
     pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.exists(&self.name, key)?),
+                Reached::Elsewhere(elsewhere) => Ok(elsewhere.exists(key).await?),
                 Reached::Carried(carrier) => carrier.exists(&self.name, key).await,
             },
             Place::Backend(backend) => {
@@ -151,8 +160,9 @@ impl Store {
     /// Sets a key on terms. Which write it was.
     pub async fn set_on(&self, key: &str, value: Bytes, terms: Terms) -> Result<String, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.set_on(&self.name, key, value, terms).await?.dot.to_string()),
+                Reached::Elsewhere(elsewhere) => Ok(elsewhere.set_on(key, value, terms).await?.dot.to_string()),
                 Reached::Carried(carrier) => carrier.set_on(&self.name, key, value, terms).await,
             },
             Place::Backend(backend) => {
@@ -175,10 +185,13 @@ impl Store {
         seen: Option<&str>,
     ) -> Result<Option<String>, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => {
-                    let seen = seen.map(|seen| seen.parse::<Dot>().map_err(|_| StoreError::Version)).transpose()?;
-                    let written = kv.set_if(&self.name, key, value, terms, seen).await?;
+                    let written = kv.set_if(&self.name, key, value, terms, version(seen)?).await?;
+                    Ok(written.map(|written| written.dot.to_string()))
+                }
+                Reached::Elsewhere(elsewhere) => {
+                    let written = elsewhere.set_if(key, value, terms, version(seen)?).await?;
                     Ok(written.map(|written| written.dot.to_string()))
                 }
                 Reached::Carried(carrier) => carrier.set_if(&self.name, key, value, terms, seen).await,
@@ -196,8 +209,9 @@ impl Store {
     /// Sets a key if its value is `seen` at that moment; whether it was.
     pub async fn swap(&self, key: &str, seen: Option<&[u8]>, value: Bytes) -> Result<bool, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.swap(&self.name, key, seen, value).await?),
+                Reached::Elsewhere(elsewhere) => Ok(elsewhere.swap(key, seen, value).await?),
                 Reached::Carried(carrier) => carrier.swap(&self.name, key, seen, value).await,
             },
             Place::Backend(_) => {
@@ -214,8 +228,9 @@ impl Store {
     /// Deletes a key, whether it exists or not.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.delete(&self.name, key).await?),
+                Reached::Elsewhere(elsewhere) => Ok(elsewhere.delete(key).await?),
                 Reached::Carried(carrier) => carrier.delete(&self.name, key).await,
             },
             Place::Backend(backend) => {
@@ -232,8 +247,9 @@ impl Store {
     /// little-endian number. A counter that this begins ends at `expires_ms`; one that is there ends when it would.
     pub async fn increment(&self, key: &str, delta: i64, expires_ms: Option<u64>) -> Result<i64, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.increment_until(&self.name, key, delta, expires_ms).await?.0),
+                Reached::Elsewhere(elsewhere) => Ok(elsewhere.increment_until(key, delta, expires_ms).await?),
                 Reached::Carried(carrier) => carrier.increment(&self.name, key, delta, expires_ms).await,
             },
             Place::Backend(backend) => {
@@ -250,8 +266,12 @@ impl Store {
     /// most. Fewer than `limit`: there are no more.
     pub async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.list(&self.name, prefix, after, limit)?),
+                Reached::Elsewhere(elsewhere) => {
+                    let found = elsewhere.list_entries(prefix, after, limit).await?;
+                    Ok(found.into_iter().map(|found| found.name).collect())
+                }
                 Reached::Carried(carrier) => carrier.list(&self.name, prefix, after, limit).await,
             },
             Place::Backend(backend) => {
@@ -270,14 +290,20 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
         match &self.place {
-            Place::Mesh(mesh) => match mesh.reach().await? {
+            Place::Mesh(mesh) => match mesh.reach(&self.name).await? {
                 Reached::Here(kv) => Ok(kv.list_entries(&self.name, prefix, after, limit)?),
+                Reached::Elsewhere(elsewhere) => Ok(elsewhere.list_entries(prefix, after, limit).await?),
                 // Only operators ask this, who ask the process that has it.
                 Reached::Carried(_) => Err(Moving::NotYet.into()),
             },
             Place::Backend(backend) => list(backend, &self.name, prefix, after, limit).await,
         }
     }
+}
+
+/// Which write of the mesh is meant.
+fn version(seen: Option<&str>) -> Result<Option<Dot>, StoreError> {
+    seen.map(|seen| seen.parse().map_err(|_| StoreError::Version)).transpose()
 }
 
 async fn list(

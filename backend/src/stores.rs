@@ -118,7 +118,7 @@ impl Stores {
         Self { mesh: mesh.into(), away: backends.0 }
     }
 
-    /// The node's own replicated KV.
+    /// The node's own replicated KV, with that of the placements.
     pub fn mesh(&self) -> &Mesh {
         &self.mesh
     }

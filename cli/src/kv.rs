@@ -117,6 +117,9 @@ enum Action {
     /// Show which node decides the writes of each store that has a home, as the node knows it.
     #[command(after_help = "Example:\n  selvage kv --node iad-1 homes")]
     Homes,
+    /// Show which regions hold the stores that not every node holds, as the node knows it.
+    #[command(after_help = "Example:\n  selvage kv --node iad-1 placements")]
+    Placements,
     #[command(flatten)]
     Offline(offline::Action),
 }
@@ -185,6 +188,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
         }
         Action::Lag => peers(&client, address, output).await?,
         Action::Homes => homes(&client, address, &node, output).await?,
+        Action::Placements => placements(&client, address, output).await?,
         Action::Offline(_) => {}
     }
     Ok(ExitCode::SUCCESS)
@@ -226,7 +230,8 @@ async fn watch(
 async fn peers(client: &Client, address: std::net::SocketAddr, output: Output) -> Result<(), Report> {
     let answer: serde_json::Value = json(client.admin(Method::GET, address, "/peers"), "ask for the peers").await?;
     let peers = answer.as_array().cloned().unwrap_or_default();
-    let columns = ["node", "region", "connected", "lag", "queued_bytes", "heard_ms", "ahead_ms", "apart_since_ms"];
+    let columns =
+        ["node", "region", "connected", "lag", "queued_bytes", "heard_ms", "ahead_ms", "apart_since_ms", "placement"];
     let rows: Vec<Vec<String>> = peers.iter().map(|peer| columns.map(|c| cell(peer, c)).to_vec()).collect();
     output.answer(
         &answer,
@@ -240,6 +245,7 @@ async fn peers(client: &Client, address: std::net::SocketAddr, output: Output) -
                 "HEARD (MS SINCE 1970)",
                 "CLOCK AHEAD (MS)",
                 "APART SINCE (MS SINCE 1970)",
+                "PLACEMENT",
             ],
             &rows,
         ),
@@ -259,6 +265,30 @@ async fn homes(client: &Client, address: std::net::SocketAddr, node: &NodeName, 
     };
     let rows: Vec<Vec<String>> = homes.iter().map(row).collect();
     output.answer(&answer, table(&["STORE", "HOME", "STATE", "TERM", "WAITS FOR"], &rows));
+    Ok(())
+}
+
+async fn placements(client: &Client, address: std::net::SocketAddr, output: Output) -> Result<(), Report> {
+    let request = client.admin(Method::GET, address, "/placements");
+    let answer: serde_json::Value = json(request, "ask for the placements").await?;
+    let listed = |of: &serde_json::Value| {
+        let names = of.as_array().into_iter().flatten().filter_map(|name| name.as_str());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let mut rows = Vec::new();
+    for placement in answer.as_array().into_iter().flatten() {
+        for store in placement["stores"].as_array().into_iter().flatten() {
+            let here = match (placement["here"] == true, store["waiting"] == true) {
+                (true, true) => "waiting",
+                (true, false) => "yes",
+                (false, _) => "no",
+            };
+            let (regions, holders) = (listed(&placement["regions"]), listed(&placement["holders"]));
+            let name = cell(placement, "placement");
+            rows.push(vec![cell(store, "store"), name, regions, here.into(), holders, cell(store, "cache_ms")]);
+        }
+    }
+    output.answer(&answer, table(&["STORE", "PLACEMENT", "REGIONS", "HERE", "ALSO AT", "CACHE (MS)"], &rows));
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 //! request that a web page could have sent.
 
 mod access;
-mod backend;
+mod away;
 mod kv;
 mod shelf;
 
@@ -290,22 +290,13 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
     let path = request.uri().path().to_owned();
     match (request.method(), path.as_str()) {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
-        (&Method::GET, "/readyz")
-            if admin.parts.is_ready() && admin.mesh().is_none_or(|kv| kv.progress().is_ready()) =>
-        {
+        (&Method::GET, "/readyz") if admin.parts.is_ready() && admin.mesh().is_none_or(|kv| kv.is_ready()) => {
             text(StatusCode::OK, "ready\n")
         }
         (&Method::GET, "/readyz") => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         (&Method::GET, "/metrics") => {
-            for peer in admin.mesh().into_iter().flat_map(|kv| kv.status()) {
-                admin.parts.metrics.kv_peer(&peer);
-            }
             if let Some(kv) = admin.mesh() {
-                admin.parts.metrics.kv_progress(&kv.progress());
-                admin.parts.metrics.kv_homes(&kv.homes(), kv.home_counts());
-            }
-            if let Some(Ok(stats)) = admin.mesh().map(|kv| kv.stats()) {
-                admin.parts.metrics.kv_engine(&stats);
+                kv::measure(&kv, &admin.parts.metrics);
             }
             for backend in admin.kv.iter().flat_map(Stores::status) {
                 admin.parts.metrics.kv_backend(&backend);
@@ -319,6 +310,12 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
         (_, "/healthz" | "/readyz" | "/metrics" | "/status") => {
             refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET")
         }
+        (method, path) if admin.kv.is_some() && path.starts_with("/placements") => {
+            match (admin.mesh(), path.strip_prefix("/placements")) {
+                (Some(kv), Some(rest)) => kv::placements(&kv, rest, method),
+                _ => kv::away(),
+            }
+        }
         (method, path) if admin.kv.is_some() && path.starts_with("/homes") => {
             match (admin.mesh(), path.strip_prefix("/homes")) {
                 (Some(kv), Some(rest)) => kv::homes(&kv, rest, method),
@@ -326,9 +323,11 @@ async fn answer(caller: &Caller, admin: &AdminParts, request: Request<Incoming>)
             }
         }
         (_, path) => match (&admin.kv, path.strip_prefix("/kv/"), path.strip_prefix("/peers")) {
-            (_, None, None) => {
-                refuse(StatusCode::NOT_FOUND, "no such path", "see /status, /metrics, /kv/, /homes, /peers")
-            }
+            (_, None, None) => refuse(
+                StatusCode::NOT_FOUND,
+                "no such path",
+                "see /status, /metrics, /kv/, /homes, /placements, /peers",
+            ),
             (None, ..) => refuse(StatusCode::NOT_FOUND, "no KV", "this node runs without KV"),
             (Some(stores), Some(rest), _) => kv::answer(stores, rest, request).await,
             (Some(_), None, Some(rest)) => match admin.mesh() {

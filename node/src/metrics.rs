@@ -1,14 +1,16 @@
-//! What the node counts. This is the only file that names a metric.
+//! What the node counts. This file and the one below it are the only ones that name a metric.
 
-use std::collections::BTreeMap;
+mod kv;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
-use selvage_config::StoreName;
-use selvage_sync::{HomeCounts, Place};
+use selvage_config::PlacementName;
 
 use crate::fault::Fault;
 use crate::request::Protocol;
@@ -69,6 +71,8 @@ pub struct Metrics {
     kv_homes: IntGaugeVec,
     kv_carried: IntCounter,
     early: IntCounterVec,
+    kv_placements: IntGaugeVec,
+    kv_placements_held: Arc<Mutex<BTreeSet<PlacementName>>>,
     kv_held: IntGaugeVec,
     kv_corrupt: IntGauge,
     kv_backends: Backends,
@@ -203,36 +207,6 @@ fn certificates_of(registry: &Registry, source: &str) -> IntGaugeVec {
     metric
 }
 
-fn kv_homes(registry: &Registry) -> IntGaugeVec {
-    gauge(
-        registry,
-        "selvage_kv_homes",
-        "Stores whose home is here, elsewhere, coming here (it waits for what the homes before had) or lost; and what \
-         was asked of homes: carried there, decided here for peers, refused for want of a link or a home, unknown \
-         for want of an answer, and writes that came back late.",
-        &["what"],
-    )
-}
-
-fn kv_carried(registry: &Registry) -> IntCounter {
-    let help = "Calls of the KV answered for guests of the process before this one.";
-    let metric = IntCounter::new("selvage_kv_carried_total", help).expect(FIXED);
-    registry.register(Box::new(metric.clone())).expect(FIXED);
-    metric
-}
-
-fn kv_replication(registry: &Registry) -> IntGaugeVec {
-    gauge(
-        registry,
-        "selvage_kv_replication",
-        "How replication stands: writes that lost against concurrent ones (conflicts), entries from the future, \
-         entries refused for their age (stale) or since nothing proves whose they are (forged), those of past origins \
-         taken on a peer's word (hearsay), collected ones, old differences that proofs found (diverged), \
-         proofs that found none, the fleet's time ahead of this clock (ahead_ms), and whether all is here.",
-        &["what"],
-    )
-}
-
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -312,24 +286,31 @@ impl Metrics {
                 &registry,
                 "selvage_kv_unacknowledged_writes",
                 "Writes of this node that a connected peer has not acknowledged.",
-                &["peer"],
+                &["peer", kv::PLACEMENT],
             ),
             kv_apart: gauge(
                 &registry,
                 "selvage_kv_apart_since_seconds",
                 "Since when (seconds since 1970) a peer keeps this node from collecting; absent if it does not.",
-                &["peer"],
+                &["peer", kv::PLACEMENT],
             ),
-            kv_connected: gauge(&registry, "selvage_kv_connected", "Whether there is a link to a peer.", &["peer"]),
-            kv_homes: kv_homes(&registry),
-            kv_carried: kv_carried(&registry),
+            kv_connected: gauge(
+                &registry,
+                "selvage_kv_connected",
+                "Whether there is a link to a peer.",
+                &["peer", kv::PLACEMENT],
+            ),
+            kv_homes: kv::homes(&registry),
+            kv_carried: kv::carried(&registry),
             early: counter(&registry, "selvage_early_requests_total", EARLY, &["answered"]),
-            kv_replication: kv_replication(&registry),
+            kv_placements: kv::placements(&registry),
+            kv_placements_held: Arc::default(),
+            kv_replication: kv::replication(&registry),
             kv_held: gauge(
                 &registry,
                 "selvage_kv_held",
                 "What the KV holds: records with tombstones, bytes of them, and bytes of the engine on disk.",
-                &["of"],
+                &["of", kv::PLACEMENT],
             ),
             kv_corrupt: number(&registry, "selvage_kv_corrupt_reads", CORRUPT_READS),
             kv_backends: Backends::new(&registry),
@@ -432,96 +413,10 @@ impl Metrics {
         self.snapshot.with_label_values(&["expired"]).set(expired.into());
     }
 
-    /// How it stands with `peer`: whether there is a link, and how many of our writes it has not acknowledged.
-    /// And since when it keeps this node from collecting.
-    pub fn kv_peer(&self, status: &selvage_sync::PeerStatus) {
-        let peer = status.node.as_str();
-        self.kv_connected.with_label_values(&[peer]).set(status.connected.into());
-        let optional = [(&self.kv_lag, status.lag), (&self.kv_apart, status.apart_since_ms.map(|ms| ms / 1_000))];
-        for (metric, known) in optional {
-            match known {
-                Some(number) => metric.with_label_values(&[peer]).set(i64::try_from(number).unwrap_or(i64::MAX)),
-                // An old number would look like a known one. It fails only if there is none.
-                None => drop(metric.remove_label_values(&[peer])),
-            }
-        }
-    }
-
-    /// How replication stands.
-    pub fn kv_progress(&self, progress: &selvage_sync::Progress) {
-        let selvage_sync::Counts { conflicts, future, stale, forged, hearsay, collected, diverged, proved } =
-            progress.counts;
-        let counted = [
-            ("conflicts", conflicts),
-            ("future", future),
-            ("stale", stale),
-            ("forged", forged),
-            ("hearsay", hearsay),
-            ("collected", collected),
-            ("diverged", diverged),
-            ("proved", proved),
-            ("caught_up", progress.caught_up.into()),
-            ("cut_ms", progress.cut_ms),
-            ("floor_ms", progress.floor_ms),
-        ];
-        for (what, number) in counted {
-            self.kv_replication.with_label_values(&[what]).set(i64::try_from(number).unwrap_or(i64::MAX));
-        }
-        self.kv_replication.with_label_values(&["ahead_ms"]).set(progress.ahead_ms);
-    }
-
     /// A request in early data.
     pub fn early(&self, at_once: bool) {
         let answered = if at_once { "at-once" } else { "after-handshake" };
         self.early.with_label_values(&[answered]).inc();
-    }
-
-    /// A call of the KV by the process before.
-    pub fn kv_carried(&self) {
-        self.kv_carried.inc();
-    }
-
-    /// How homes of stores stand, and what became of what was asked of them.
-    pub fn kv_homes(&self, homes: &BTreeMap<StoreName, Place>, counts: HomeCounts) {
-        let of = |is: fn(&Place) -> bool| homes.values().filter(|place| is(place)).count() as u64;
-        let HomeCounts { carried, decided, refused, unknown, late } = counts;
-        let facts = [
-            ("here", of(|place| matches!(place, Place::Here { .. }))),
-            ("elsewhere", of(|place| matches!(place, Place::At { .. }))),
-            ("coming", of(|place| matches!(place, Place::Coming { lost: None, .. }))),
-            ("lost", of(|place| matches!(place, Place::Coming { lost: Some(_), .. }))),
-            ("carried", carried),
-            ("decided", decided),
-            ("refused", refused),
-            ("unknown", unknown),
-            ("late", late),
-        ];
-        for (what, number) in facts {
-            self.kv_homes.with_label_values(&[what]).set(i64::try_from(number).unwrap_or(i64::MAX));
-        }
-    }
-
-    /// How the engine of the KV stands.
-    pub fn kv_engine(&self, stats: &selvage_sync::engine::Stats) {
-        let held = [("records", stats.records.rows), ("bytes", stats.records.bytes), ("disk_bytes", stats.disk_bytes)];
-        for (of, number) in held {
-            self.kv_held.with_label_values(&[of]).set(i64::try_from(number).unwrap_or(i64::MAX));
-        }
-        self.kv_corrupt.set(i64::try_from(stats.corrupt).unwrap_or(i64::MAX));
-    }
-
-    /// How it stands with a backend of the KV.
-    pub fn kv_backend(&self, status: &selvage_backend::BackendStatus) {
-        let name = status.name.as_str();
-        self.kv_backends.state.with_label_values(&[name, "connected"]).set(status.connected.into());
-        let under_way = i64::try_from(status.under_way).unwrap_or(i64::MAX);
-        self.kv_backends.state.with_label_values(&[name, "under_way"]).set(under_way);
-        // The backend counts by itself: here is told what came since it was last asked.
-        let told = |counter: &IntCounter, all: u64| counter.inc_by(all.saturating_sub(counter.get()));
-        for (outcome, count) in &status.requests {
-            told(&self.kv_backends.requests.with_label_values(&[name, outcome]), *count);
-        }
-        told(&self.kv_backends.busy.with_label_values(&[name]), status.busy_us);
     }
 
     /// All metrics in prometheus' text exposition format.
@@ -579,21 +474,28 @@ mod tests {
             ahead_ms: None,
             apart_since_ms: lag.map(|_| 7_000),
         };
-        metrics.kv_peer(&status("iad-1", Some(40)));
-        metrics.kv_peer(&status("sin-1", Some(1)));
-        metrics.kv_peer(&status("sin-1", None));
+        metrics.kv_peer("", &status("iad-1", Some(40)));
+        metrics.kv_peer("", &status("sin-1", Some(1)));
+        metrics.kv_peer("", &status("sin-1", None));
+        metrics.kv_placements(["eu".parse().unwrap()].into(), selvage_sync::PlacementCounts::default());
+        assert!(!metrics.text().contains("selvage_kv_connected{"), "what was told of others is forgotten");
+        metrics.kv_peer("", &status("iad-1", Some(40)));
+        metrics.kv_peer("", &status("sin-1", None));
+        metrics.kv_peer("eu", &status("iad-1", Some(2)));
         let mut stats = selvage_sync::engine::Stats { corrupt: 3, ..Default::default() };
         stats.records.rows = 9;
-        metrics.kv_engine(&stats);
+        metrics.kv_engine("", &stats);
+        metrics.kv_corrupt(stats.corrupt);
         let text = metrics.text();
-        assert!(text.contains(r#"selvage_kv_held{of="records"} 9"#));
+        assert!(text.contains(r#"selvage_kv_held{of="records",placement=""} 9"#));
         assert!(text.contains("selvage_kv_corrupt_reads 3"));
         assert!(text.contains(r#"selvage_guest_log_dropped_bytes_total{app="hello"} 7"#));
         assert!(text.contains(r#"selvage_releases_refused_total{cause="unsigned"} 1"#));
-        assert!(text.contains(r#"selvage_kv_unacknowledged_writes{peer="iad-1"} 40"#));
-        assert!(!text.contains(r#"selvage_kv_unacknowledged_writes{peer="sin-1"}"#));
-        assert!(text.contains(r#"selvage_kv_connected{peer="sin-1"} 0"#));
-        assert!(text.contains(r#"selvage_kv_apart_since_seconds{peer="iad-1"} 7"#));
-        assert!(!text.contains(r#"selvage_kv_apart_since_seconds{peer="sin-1"}"#));
+        assert!(text.contains(r#"selvage_kv_unacknowledged_writes{peer="iad-1",placement=""} 40"#));
+        assert!(text.contains(r#"selvage_kv_unacknowledged_writes{peer="iad-1",placement="eu"} 2"#));
+        assert!(!text.contains(r#"selvage_kv_unacknowledged_writes{peer="sin-1"#));
+        assert!(text.contains(r#"selvage_kv_connected{peer="sin-1",placement=""} 0"#));
+        assert!(text.contains(r#"selvage_kv_apart_since_seconds{peer="iad-1",placement=""} 7"#));
+        assert!(!text.contains(r#"selvage_kv_apart_since_seconds{peer="sin-1"#));
     }
 }

@@ -52,6 +52,9 @@ pub use replica::{Action, Counts, Event, Replica, Written};
 pub use roster::PeerAddr;
 pub use session::Token;
 pub use stamp::{Clock, Stamp};
-pub use store::{HomeCounts, HomeError, Identify, Kv, KvError, Listed, OpenError, Options, PeerStatus, Progress, Tls};
+pub use store::{
+    Elsewhere, Holding, HomeCounts, HomeError, Identify, Kv, KvError, Listed, OpenError, Options, PeerStatus,
+    PlacementCounts, PlacementError, PlacementStatus, Progress, Tls,
+};
 pub use trust::Trust;
 pub use vector::VersionVector;

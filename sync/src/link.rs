@@ -4,8 +4,11 @@
 //! connects, again and again with a jittered wait; the other lets it in. Both verify the certificate by TLS and
 //! then that it stands for the node they mean (dialing) or for one of the roster (accepting). A link ends when the
 //! roster no longer has its peer, on isolation, and on any frame that is not one.
+//!
+//! The nodes of a placement have links of their own among each other, through the same sockets ([`door`]).
 
 mod ask;
+mod door;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,11 +18,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
-use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::crypto::rustls::NoInitialCipherSuite;
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use selvage_certs::Role;
-use selvage_config::{NodeName, Region};
+use selvage_config::{NodeName, PlacementName, Region};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -30,8 +33,11 @@ use crate::roster::{PeerAddr, Roster};
 use crate::store::{Identify, Tls};
 use crate::wire;
 
+use self::ask::Standing;
 pub(crate) use self::ask::{Asked, Unanswered};
-use self::ask::{STREAMS_MAX, Standing};
+pub(crate) use self::door::Door;
+use self::door::{Arrival, Greeted};
+use crate::home::wire::Request;
 
 /// First wait before connecting again, milliseconds. It doubles.
 const BACKOFF_MS_MIN: u64 = 50;
@@ -47,12 +53,6 @@ const HANDSHAKE_MS: u64 = 5_000;
 
 /// Handshakes of strangers at a time; more are refused.
 const HANDSHAKES_MAX: usize = 64;
-
-/// A link on which nothing arrives this long is dead, milliseconds.
-const IDLE_MS: u32 = 3_000;
-
-/// How often something is sent on an idle link, milliseconds.
-const KEEP_ALIVE_MS: u64 = 600;
 
 /// Bytes of received frames that may wait for the committer; then QUIC's flow control holds the peers back.
 const INBOUND_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -108,6 +108,8 @@ enum Ended {
     OtherNode(NodeName),
     #[error("{0} is not in the roster")]
     NotInRoster(NodeName),
+    #[error("this node does not hold that placement")]
+    NotHeld,
     #[error("read")]
     Read(#[from] quinn::ReadExactError),
     #[error("write")]
@@ -122,9 +124,9 @@ enum Ended {
     Committer,
 }
 
-/// The sockets of one node.
+/// The links of one node, or those of a placement that it holds.
 pub(crate) struct Link {
-    address: SocketAddr,
+    door: Arc<Door>,
     own: NodeName,
     roster: watch::Sender<Roster>,
     standing: Arc<Standing>,
@@ -135,8 +137,9 @@ pub(crate) struct Link {
 struct Context {
     own: NodeName,
     region: Region,
-    endpoint: Endpoint,
-    identify: Identify,
+    door: Arc<Door>,
+    /// None: of all stores that are not placed.
+    placement: Option<PlacementName>,
     inputs: mpsc::Sender<Input>,
     inbound: Arc<Semaphore>,
     standing: Arc<Standing>,
@@ -146,36 +149,59 @@ struct Context {
 impl Link {
     /// Binds the socket and starts the task that owns all others.
     pub(crate) fn start(
-        (own, region): (NodeName, Region),
+        node: (NodeName, Region),
         address: SocketAddr,
         tls: Option<Tls>,
         identify: Identify,
         inputs: mpsc::Sender<Input>,
         asked: mpsc::Sender<Asked>,
     ) -> Result<Self, LinkError> {
-        let Tls { server, client, trust: _ } = tls.ok_or(LinkError::NoIdentity { address })?;
-        let bind = |source| LinkError::Bind { address, source };
-        let mut endpoint = Endpoint::server(server_config(&server)?, address).map_err(bind)?;
-        endpoint.set_default_client_config(client_config(&client)?);
-        let address = endpoint.local_addr().map_err(bind)?;
+        let door = Door::open(address, tls.ok_or(LinkError::NoIdentity { address })?, identify)?;
+        Ok(Self::through(Arc::new(door), node, None, inputs, asked))
+    }
+
+    /// Starts the links of a placement, through the sockets that are there.
+    pub(crate) fn within(
+        door: &Arc<Door>,
+        node: (NodeName, Region),
+        placement: PlacementName,
+        inputs: mpsc::Sender<Input>,
+        asked: mpsc::Sender<Asked>,
+    ) -> Self {
+        Self::through(Arc::clone(door), node, Some(placement), inputs, asked)
+    }
+
+    fn through(
+        door: Arc<Door>,
+        (own, region): (NodeName, Region),
+        placement: Option<PlacementName>,
+        inputs: mpsc::Sender<Input>,
+        asked: mpsc::Sender<Asked>,
+    ) -> Self {
         let (roster, wanted) = watch::channel(Roster::default());
         let standing = Arc::new(Standing::new(asked));
+        let passed = placement.clone().map(|placement| door.hold(placement));
         let context = Arc::new(Context {
             own: own.clone(),
             region,
-            endpoint,
-            identify,
+            door: Arc::clone(&door),
+            placement,
             inputs,
             inbound: Arc::new(Semaphore::new(INBOUND_BYTES_MAX)),
             standing: Arc::clone(&standing),
             sessions: AtomicU64::new(1),
         });
-        let supervisor = tokio::spawn(supervise(context, wanted));
-        Ok(Self { address, own, roster, standing, supervisor: Mutex::new(Some(supervisor)) })
+        let supervisor = tokio::spawn(supervise(context, wanted, passed));
+        Self { door, own, roster, standing, supervisor: Mutex::new(Some(supervisor)) }
+    }
+
+    /// The sockets.
+    pub(crate) fn door(&self) -> &Arc<Door> {
+        &self.door
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.door.address()
     }
 
     pub(crate) fn peers(&self) -> Vec<PeerAddr> {
@@ -190,10 +216,15 @@ impl Link {
     pub(crate) async fn ask(
         &self,
         peer: &NodeName,
-        question: Bytes,
+        question: &Request,
         until: tokio::time::Instant,
     ) -> Result<Bytes, Unanswered> {
         self.standing.ask(peer, question, until).await
+    }
+
+    /// How long a packet to a peer and back takes; none without a link.
+    pub(crate) fn round_trip(&self, peer: &NodeName) -> Option<Duration> {
+        self.standing.round_trip(peer)
     }
 
     pub(crate) fn isolate(&self, on: bool) {
@@ -218,37 +249,12 @@ impl Drop for Link {
     }
 }
 
-fn server_config(tls: &rustls::ServerConfig) -> Result<quinn::ServerConfig, LinkError> {
-    let mut tls = tls.clone();
-    tls.alpn_protocols = vec![wire::ALPN.to_vec()];
-    let crypto = QuicServerConfig::try_from(tls).map_err(LinkError::Tls)?;
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport()));
-    Ok(config)
-}
-
-fn client_config(tls: &rustls::ClientConfig) -> Result<quinn::ClientConfig, LinkError> {
-    let mut tls = tls.clone();
-    tls.alpn_protocols = vec![wire::ALPN.to_vec()];
-    let crypto = QuicClientConfig::try_from(tls).map_err(LinkError::Tls)?;
-    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport()));
-    Ok(config)
-}
-
-fn transport() -> TransportConfig {
-    let mut transport = TransportConfig::default();
-    transport
-        .max_idle_timeout(Some(VarInt::from_u32(IDLE_MS).into()))
-        .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
-        .max_concurrent_bidi_streams(VarInt::from_u32(1 + STREAMS_MAX))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None);
-    transport
-}
-
 /// Owns all tasks of the link: one per peer to connect to, one per connection that came in.
-async fn supervise(context: Arc<Context>, mut wanted: watch::Receiver<Roster>) {
+async fn supervise(
+    context: Arc<Context>,
+    mut wanted: watch::Receiver<Roster>,
+    mut passed: Option<mpsc::Receiver<Greeted>>,
+) {
     let mut dialing: JoinSet<NodeName> = JoinSet::new();
     let mut dialed: BTreeSet<NodeName> = BTreeSet::new();
     let mut accepted: JoinSet<()> = JoinSet::new();
@@ -276,16 +282,20 @@ async fn supervise(context: Arc<Context>, mut wanted: watch::Receiver<Roster>) {
                 // If the committer is behind by a full queue, one tick less does not matter.
                 let _full = context.inputs.try_send(Input::Tick);
             }
-            incoming = context.endpoint.accept() => {
-                let Some(incoming) = incoming else { break };
-                match Arc::clone(&handshakes).try_acquire_owned() {
+            arrival = context.door.arrival(&mut passed) => match arrival {
+                None => break,
+                Some(Arrival::Stranger(incoming)) => match Arc::clone(&handshakes).try_acquire_owned() {
                     Ok(permit) if !wanted.borrow().isolated => {
                         let (context, wanted) = (Arc::clone(&context), wanted.clone());
-                        accepted.spawn(async move { accept(&context, incoming, permit, wanted).await });
+                        accepted.spawn(async move { accept(&context, *incoming, permit, wanted).await });
                     }
-                    _ => incoming.refuse(),
+                    _ => (*incoming).refuse(),
+                },
+                Some(Arrival::Greeted(greeted)) => {
+                    let (context, wanted) = (Arc::clone(&context), wanted.clone());
+                    accepted.spawn(async move { welcome(&context, greeted, wanted).await });
                 }
-            }
+            },
         }
         let roster = wanted.borrow_and_update().clone();
         if roster.closing {
@@ -317,8 +327,9 @@ async fn supervise(context: Arc<Context>, mut wanted: watch::Receiver<Roster>) {
     }
     dialing.shutdown().await;
     accepted.shutdown().await;
-    context.endpoint.close(VarInt::from_u32(0), b"closing");
-    let _late = timeout(Duration::from_millis(CLOSE_MS), context.endpoint.wait_idle()).await;
+    if context.placement.is_none() {
+        context.door.close().await;
+    }
 }
 
 /// Keeps a link to one peer until the roster has it no longer as it is now.
@@ -348,12 +359,16 @@ async fn dial(context: &Context, peer: PeerAddr, mut wanted: watch::Receiver<Ros
 async fn dial_once(context: &Context, peer: &PeerAddr, wanted: watch::Receiver<Roster>) -> Ended {
     let role = Role::Node { region: peer.region.clone(), node: peer.node.clone() };
     let connect = async {
-        let connection = context.endpoint.connect(peer.addr, &role.tls_name())?.await?;
+        let placement = context.placement.as_ref();
+        let connection = context.door.connect(peer.addr, &role.tls_name(), placement)?.await?;
         let node = identity(context, &connection)?;
         if node != peer.node {
             return Err(Ended::OtherNode(node));
         }
-        let (send, receive) = connection.open_bi().await?;
+        let (mut send, receive) = connection.open_bi().await?;
+        if let Some(placement) = placement {
+            door::name(&mut send, placement).await?;
+        }
         Ok((connection, send, receive))
     };
     match timeout(Duration::from_millis(HANDSHAKE_MS), connect).await {
@@ -381,18 +396,39 @@ async fn accept(
             connection.close(VarInt::from_u32(1), b"not in the roster");
             return Err(Ended::NotInRoster(node));
         }
-        let (send, receive) = connection.accept_bi().await?;
-        Ok((node, connection, send, receive))
+        let (send, mut receive) = connection.accept_bi().await?;
+        let placement = match door::is_of_placement(&connection) {
+            true => Some(door::named(&mut receive).await?),
+            false => None,
+        };
+        Ok((placement, Greeted { node, connection, send, receive }))
     };
     let ended = match timeout(Duration::from_millis(HANDSHAKE_MS), greet).await {
-        Ok(Ok((node, connection, send, receive))) => {
+        Ok(Ok((None, greeted))) => {
             drop(handshake);
-            let listed = node.clone();
-            let unlisted = move |roster: &Roster| !roster.admits(&listed);
-            serve(context, node, connection, send, receive, wanted.clone(), unlisted).await
+            return welcome(context, greeted, wanted).await;
         }
+        Ok(Ok((Some(placement), greeted))) => match context.door.pass(&placement, greeted) {
+            Ok(()) => return,
+            Err(ended) => ended,
+        },
         Ok(Err(ended)) => ended,
         Err(_) => Ended::Slow,
+    };
+    tracing::debug!(%address, error = ?ended, "link ended");
+}
+
+/// Serves a link that came in, if the roster has its other end.
+async fn welcome(context: &Context, greeted: Greeted, wanted: watch::Receiver<Roster>) {
+    let Greeted { node, connection, send, receive } = greeted;
+    let address = connection.remote_address();
+    let ended = if wanted.borrow().admits(&node) {
+        let listed = node.clone();
+        let unlisted = move |roster: &Roster| !roster.admits(&listed);
+        serve(context, node, connection, send, receive, wanted.clone(), unlisted).await
+    } else {
+        connection.close(VarInt::from_u32(1), b"not in the roster");
+        Ended::NotInRoster(node)
     };
     tracing::debug!(%address, error = ?ended, "link ended");
 }
@@ -402,7 +438,7 @@ fn identity(context: &Context, connection: &Connection) -> Result<NodeName, Ende
     let node = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .and_then(|chain| (context.identify)(chain.first()?));
+        .and_then(|chain| context.door.identify(chain.first()?));
     if node.is_none() {
         connection.close(VarInt::from_u32(1), b"unknown certificate");
     }
@@ -425,7 +461,8 @@ async fn serve(
     if context.inputs.send(connected).await.is_err() {
         return Ended::Committer;
     }
-    tracing::info!(%peer, address = %connection.remote_address(), "link stands");
+    let placement = context.placement.as_ref().map(PlacementName::as_str);
+    tracing::info!(%peer, address = %connection.remote_address(), placement, "link stands");
     let _stands = context.standing.stands(&peer, session, &connection);
     // Whatever ends first ends the link: a frame cut off in the middle is never read as one.
     let ended = tokio::select! {

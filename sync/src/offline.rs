@@ -7,13 +7,14 @@
 mod snapshot;
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use selvage_config::node::KvEngine;
 
 use crate::engine::{Batch, Damage, Engine, EngineError, Generation, Settings, Vault, engine_in};
 use crate::layout;
 use crate::read;
+use crate::store::PLACEMENTS;
 
 pub use snapshot::SnapshotError;
 use snapshot::{Reader, Writer};
@@ -86,6 +87,25 @@ impl Report {
     pub fn is_sound(&self) -> bool {
         self.corrupt == 0 && self.misfits == 0
     }
+}
+
+/// The directories of placements below a KV directory, in the order of their names.
+///
+/// # Errors
+/// What the system says of a directory that can't be read.
+pub fn placements(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(directory.join(PLACEMENTS)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut all = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    all.sort();
+    Ok(all)
+}
+
+/// Whether a directory is that of a placement.
+pub fn is_of_placement(directory: &Path) -> bool {
+    directory.parent().and_then(Path::file_name).is_some_and(|name| name == PLACEMENTS)
 }
 
 fn existing(directory: &Path, damage: Damage) -> Result<Vault, OfflineError> {

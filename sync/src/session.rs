@@ -12,6 +12,9 @@ use crate::vector::VersionVector;
 /// Origins in one token, at most: beyond, the oldest session must begin anew.
 pub const TOKEN_ORIGINS_MAX: usize = 32;
 
+/// Longest text of a token, bytes: of each origin its node's name, two numbers in base 16, two dots and a comma.
+pub(crate) const TOKEN_BYTES_MAX: usize = TOKEN_ORIGINS_MAX * (selvage_config::id::NAME_BYTES_MAX + 2 * 16 + 3);
+
 /// What a session has seen. As text it is `node.incarnation.seq`, numbers in base 16, with commas between.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Token(VersionVector);
@@ -25,6 +28,11 @@ impl Token {
     /// The session made or read this write.
     pub fn saw(&mut self, dot: &Dot) {
         self.0.lift(&dot.origin, dot.seq);
+    }
+
+    /// Of how many origins it names a write.
+    pub(crate) fn origins(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether a node that has `vector` has all that the session saw.

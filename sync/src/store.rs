@@ -2,6 +2,7 @@
 
 mod chunks;
 mod home;
+mod placed;
 mod sweep;
 mod terms;
 mod watch;
@@ -16,14 +17,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use selvage_config::node::Kv as KeptBy;
-use selvage_config::{NodeName, Region, StoreName};
+use selvage_config::{NodeName, PlacementName, Region, StoreName};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::commit::{self, INPUTS_MAX, Input, SharedState};
 use crate::engine::{Engine, EngineError, Settings, Stats, Usage, Vault};
 use crate::entry::{KEY_BYTES_MAX, Key};
 use crate::layout;
-use crate::link::{Link, LinkError};
+use crate::link::{Door, Link, LinkError};
 use crate::offset::OFFSET_MS_MAX;
 use crate::place;
 use crate::read::{self, ReadError};
@@ -37,6 +38,8 @@ pub use crate::commit::now_ms;
 use chunks::Manifest;
 pub use chunks::{HIDDEN, LARGE_BYTES_MAX};
 pub use home::{HomeCounts, HomeError};
+pub(crate) use placed::PLACEMENTS;
+pub use placed::{CACHE_BYTES_MAX, Elsewhere, Holding, PlacementCounts, PlacementError, PlacementStatus};
 pub use terms::{Kept, METADATA_BYTES_MAX, Terms};
 pub use watch::{Change, Watched};
 
@@ -175,6 +178,9 @@ pub enum KvError {
     /// The store has a home that did not do it.
     #[error(transparent)]
     Home(#[from] HomeError),
+    /// The store is held elsewhere, and could not be asked there.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// The KV was closed.
     #[error("the kv is closed")]
     Closed,
@@ -248,6 +254,9 @@ pub struct Kv {
 
 struct Shared {
     node: NodeName,
+    region: Region,
+    directory: PathBuf,
+    trust: Arc<dyn Trust>,
     vault: Arc<Vault>,
     kept: KeptBy,
     inputs: mpsc::Sender<Input>,
@@ -255,47 +264,85 @@ struct Shared {
     state: SharedState,
     link: Option<Link>,
     told: home::Told,
+    placed: placed::Placed,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     committer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What any KV of a node needs.
+struct Base {
+    node: NodeName,
+    region: Region,
+    directory: PathBuf,
+    trust: Arc<dyn Trust>,
+    kept: KeptBy,
+}
+
+/// How a KV has peers.
+enum Through {
+    /// It has none.
+    Nobody,
+    /// By sockets of its own.
+    Sockets(SocketAddr, Option<Tls>, Identify),
+    /// By the sockets of another, as that of a placement.
+    Door(Arc<Door>, PlacementName),
 }
 
 impl Kv {
     /// Opens the rows in the directory and, if it shall listen, the link. It has no peers yet.
     pub async fn open(options: Options, identify: Identify) -> Result<Self, OpenError> {
         let Options { node, region, directory, listen, tls, kept } = options;
-        tracing::debug!(%node, %region, directory = %directory.display(), "opening the kv");
-        let (own, replica_node) = (node.clone(), node.clone());
-        let discarded = directory.join("discarded");
-        let settings = Settings::from(&kept);
         let nobody = || Arc::new(Nobody) as Arc<dyn Trust>;
         let trust = tls.as_ref().map_or_else(nobody, |tls| Arc::clone(&tls.trust));
+        let through = listen.map_or(Through::Nobody, |address| Through::Sockets(address, tls, identify));
+        let kv = Self::begin(Base { node, region, directory, trust, kept }, through).await?;
+        // Placements are opened by the one KV that all others of a node belong to.
+        let placing = placed::start(&kv.shared);
+        kv.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(placing);
+        Ok(kv)
+    }
+
+    async fn begin(base: Base, through: Through) -> Result<Self, OpenError> {
+        let Base { node, region, directory, trust, kept } = base;
+        tracing::debug!(%node, %region, directory = %directory.display(), "opening the kv");
+        let (own, place, discarded) = (node.clone(), directory.clone(), directory.join("discarded"));
+        let (settings, keyring) =
+            (Settings::from(&kept), Keyring { trust: Arc::clone(&trust), chance: rand::random() });
         let opened = tokio::task::spawn_blocking(move || {
-            let failed = |source| OpenError::Engine { directory: directory.clone(), source };
-            let vault = Arc::new(Vault::open(&directory, settings).map_err(failed)?);
+            let failed = |source| OpenError::Engine { directory: place.clone(), source };
+            let vault = Arc::new(Vault::open(&place, settings).map_err(failed)?);
             let engine = Arc::clone(&vault) as Arc<dyn Engine>;
-            let place = place::of(&directory).map_err(|source| failed(EngineError::new("open", source)))?;
-            let keyring = Keyring { trust, chance: rand::random() };
-            let replica = Replica::open(Arc::clone(&engine), replica_node, &place, now_ms(), keyring);
+            let mark = place::of(&place).map_err(|source| failed(EngineError::new("open", source)))?;
+            let replica = Replica::open(Arc::clone(&engine), own, &mark, now_ms(), keyring);
             Ok::<_, OpenError>((vault, replica.map_err(failed)?))
         });
         let (vault, replica) = opened.await.map_err(|error| OpenError::Thread(std::io::Error::other(error)))??;
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
         let (ask, asked) = mpsc::channel(home::ASKED_MAX);
-        let (link, ticks) = match listen {
-            Some(address) => (Some(Link::start((node, region), address, tls, identify, inputs.clone(), ask)?), None),
-            None => {
-                // Alone, it is the whole roster, and nothing else makes time pass.
-                let _full = inputs.try_send(Input::Roster([(node, region)].into()));
-                (None, Some(tokio::spawn(tick(inputs.downgrade()))))
+        let who = (node.clone(), region.clone());
+        let link = match through {
+            Through::Sockets(address, tls, identify) => {
+                Some(Link::start(who, address, tls, identify, inputs.clone(), ask)?)
+            }
+            Through::Door(door, placement) => Some(Link::within(&door, who, placement, inputs.clone(), ask)),
+            Through::Nobody => {
+                // Alone, it is the whole roster.
+                let _full = inputs.try_send(Input::Roster([who].into()));
+                None
             }
         };
+        // Nothing else makes time pass where there is no link.
+        let ticks = link.is_none().then(|| tokio::spawn(tick(inputs.downgrade())));
         let state = SharedState::default();
         let thread = std::thread::Builder::new().name("selvage-kv".into());
         let (rows, shown) = (Arc::clone(&vault) as Arc<dyn Engine>, Arc::clone(&state));
         let run = move || commit::run(replica, rows, received, shown, discarded);
         let committer = thread.spawn(run).map_err(OpenError::Thread)?;
-        let shared = Shared {
-            node: own,
+        let shared = Arc::new(Shared {
+            node,
+            region,
+            directory,
+            trust,
             vault,
             kept,
             inputs,
@@ -303,10 +350,10 @@ impl Kv {
             state,
             link,
             told: home::Told::default(),
+            placed: placed::Placed::default(),
             tasks: Mutex::new(ticks.into_iter().collect()),
             committer: Mutex::new(Some(committer)),
-        };
-        let shared = Arc::new(shared);
+        });
         let own = [sweep::start(&shared), home::start(&shared), home::serve(&shared, asked)];
         shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(own);
         Ok(Self { shared })
@@ -322,6 +369,7 @@ impl Kv {
         if let Some(link) = &self.shared.link {
             link.set_peers(peers);
         }
+        self.place_anew();
     }
 
     /// Ends all links and refuses new ones until it is turned off again.
@@ -329,6 +377,7 @@ impl Kv {
         if let Some(link) = &self.shared.link {
             link.isolate(on);
         }
+        self.meshes().values().for_each(|mesh| mesh.partition(on));
     }
 
     /// The value of a key. A counter's is 8 bytes, little-endian. It may be seen here before it is durable.
@@ -442,11 +491,12 @@ impl Kv {
 
     /// Whether nobody else holds this store: its files are free as soon as this handle is dropped.
     pub fn is_last_handle(&self) -> bool {
-        Arc::strong_count(&self.shared) == 1
+        Arc::strong_count(&self.shared) == 1 && self.meshes().values().all(|mesh| mesh.is_last_handle())
     }
 
     /// Ends the links, flushes and ends the committer. Reads go on working; writes fail.
     pub async fn close(&self) {
+        self.close_placements().await;
         if let Some(link) = &self.shared.link {
             link.close().await;
         }

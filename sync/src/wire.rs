@@ -27,13 +27,20 @@ use crate::warrant::Warrant;
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"selvage-kv/1";
 
+/// The protocol's name on links of one placement: the dialer says which before its hello. Who does not know it refuses the
+/// handshake.
+pub const PLACED_ALPN: &[u8] = b"selvage-kv-placed/1";
+
 /// The versions this build speaks. Version 1 had no reach, so a collected tombstone could come back by it; version 2 did
 /// not say in a [`Row`] how far its node had collected, so what was deleted by a node that came back could. Version 3
-/// answers no questions and knows no relays.
-pub const VERSIONS: Versions = Versions { min: 3, max: 4 };
+/// answers no questions and knows no relays, version 4 knows no placements.
+pub const VERSIONS: Versions = Versions { min: 3, max: 5 };
 
 /// The first version that answers questions on streams of their own.
 pub(crate) const QUESTIONS_SINCE: u16 = 4;
+
+/// The first version that answers for stores that the asker does not hold.
+pub(crate) const PLACEMENTS_SINCE: u16 = 5;
 
 /// The first version that knows [`Reason::Relay`] and [`Reason::Relayed`].
 pub(crate) const RELAYS_SINCE: u16 = 4;

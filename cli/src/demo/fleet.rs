@@ -286,7 +286,9 @@ async fn start_control_plane(directory: &Path, listen: SocketAddr) -> Result<Con
          key = \"../certs/control-plane.key\"\nroots = \"../certs/ca.pem\"\n\n\
          [[operators]]\nname = \"{OPERATOR}\"\n\n\
          [plans]\nkey = \"../certs/plan.key\"\nroots = [\"../certs/root-1.json\"]\n\n\
-         [stores.\"orders/default\"]\nhome = \"fra-1\"\n"
+         [stores.\"orders/default\"]\nhome = \"fra-1\"\n\n\
+         [placements.atlantic]\nregions = [\"fra\", \"iad\"]\n\n\
+         [stores.\"carts/default\"]\nplacement = \"atlantic\"\n"
     );
     written(&path, &text)?;
     let config = ControlPlaneConfig::parse(&path, &text)?;

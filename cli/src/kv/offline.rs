@@ -66,11 +66,18 @@ pub(crate) enum Action {
 /// Runs one action.
 pub(crate) fn run(action: Action, output: Output) -> Result<ExitCode, Report> {
     match action {
-        Action::Check { dir } => return check(&dir, output),
+        Action::Check { dir } => {
+            let mut all_sound = true;
+            for dir in with_placements(&dir)? {
+                all_sound &= check(&dir, output)?;
+            }
+            return Ok(if all_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Action::Migrate { dir, to } => {
-            let carried = offline::migrate(&dir, to, progress(output, "checked"));
-            let carried = carried.map_err(|error| wrong(&format!("migrate {}", dir.display()), &error))?;
-            told(output, &carried, &format!("kept by {to} now: set engine = \"{to}\" under [kv] in node.toml"));
+            // The directory itself last: what was not migrated below it is when it is tried again.
+            for dir in with_placements(&dir)?.iter().rev() {
+                migrate(dir, to, output)?;
+            }
         }
         Action::Export { dir, file } => {
             let out = File::create_new(&file);
@@ -86,6 +93,9 @@ pub(crate) fn run(action: Action, output: Output) -> Result<ExitCode, Report> {
                 wrong(&format!("export {}", dir.display()), &error)
             })?;
             told(output, &carried, &format!("exported to {}", file.display()));
+            for placed in with_placements(&dir)?.iter().skip(1) {
+                output.progress(format_args!("not in it: {}, which has an export of its own", placed.display()));
+            }
         }
         Action::Import { dir, engine, file } => {
             let input = File::open(&file);
@@ -98,18 +108,46 @@ pub(crate) fn run(action: Action, output: Output) -> Result<ExitCode, Report> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(dir: &Path, output: Output) -> Result<ExitCode, Report> {
+/// A KV directory, and those of the placements below it.
+fn with_placements(dir: &Path) -> Result<Vec<PathBuf>, Report> {
+    let mut all =
+        offline::placements(dir).map_err(|error| failure(&format!("look into {}", dir.display()), &error, None))?;
+    all.insert(0, dir.to_owned());
+    Ok(all)
+}
+
+/// A placement may be kept as asked already, where a migration did not end.
+fn migrate(dir: &Path, to: KvEngine, output: Output) -> Result<(), Report> {
+    match offline::migrate(dir, to, progress(output, "checked")) {
+        Ok(carried) => {
+            let what = format!("{} kept by {to} now: set engine = \"{to}\" under [kv] in node.toml", dir.display());
+            told(output, &carried, &what);
+            Ok(())
+        }
+        Err(OfflineError::Same(_)) if offline::is_of_placement(dir) => Ok(()),
+        Err(error) => Err(wrong(&format!("migrate {}", dir.display()), &error)),
+    }
+}
+
+/// Whether it is sound.
+fn check(dir: &Path, output: Output) -> Result<bool, Report> {
     let report = offline::check(dir, progress(output, "checked"));
     let report = report.map_err(|error| wrong(&format!("check {}", dir.display()), &error))?;
     let generation = report.generation.map_or_else(String::new, |generation| generation.to_string());
     let document = json!({
-        "generation": generation, "rows": report.rows, "records": report.records, "record_bytes": report.record_bytes,
+        "directory": dir.display().to_string(), "generation": generation, "rows": report.rows, "records": report.records, "record_bytes": report.record_bytes,
         "disk_bytes": report.disk_bytes, "corrupt": report.corrupt, "corrupt_keys": report.corrupt_keys,
         "misfits": report.misfits, "recounted": report.recounted, "sound": report.is_sound(),
     });
     let mut text = format!(
-        "{generation}: {} rows, {} records of {} bytes, {} bytes on disk\n{} damaged, {} that do not fit",
-        report.rows, report.records, report.record_bytes, report.disk_bytes, report.corrupt, report.misfits
+        "{}: {generation}: {} rows, {} records of {} bytes, {} bytes on disk\n{} damaged, {} that do not fit",
+        dir.display(),
+        report.rows,
+        report.records,
+        report.record_bytes,
+        report.disk_bytes,
+        report.corrupt,
+        report.misfits
     );
     for key in &report.corrupt_keys {
         text.push_str(&format!("\n  damaged: {key}"));
@@ -118,7 +156,7 @@ fn check(dir: &Path, output: Output) -> Result<ExitCode, Report> {
         text.push_str("\nthe counts of the stores were wrong and are right now");
     }
     output.answer(&document, text);
-    Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(report.is_sound())
 }
 
 fn told(output: Output, carried: &Carried, what: &str) {

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use selvage_config::node::{Kv as Kept, KvEngine};
-use selvage_sync::{Kv, Options};
+use selvage_config::plan::Placement;
+use selvage_sync::{Holding, Kv, Options};
 
 use crate::by_hand::Fleet;
 use crate::program::{finish, selvage, well};
@@ -65,6 +66,57 @@ async fn a_directory_is_checked_exported_imported_and_given_another_engine() {
         assert_eq!(kv.get(&store, "gone").unwrap(), None);
         kv.close().await;
     }
+}
+
+/// The rows of the placement that this KV holds, once it is open.
+async fn placed(kv: &Kv, store: &selvage_config::StoreName) -> Kv {
+    kv.set_placements(vec![Placement {
+        name: "eu".parse().unwrap(),
+        regions: ["fra".parse().unwrap()].into(),
+        stores: [(store.clone(), 0)].into(),
+    }]);
+    let begun = std::time::Instant::now();
+    loop {
+        if let Holding::Here(mesh) = kv.holding(store) {
+            return mesh;
+        }
+        assert!(begun.elapsed().as_secs() < 60, "the placement does not open");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn placements_below_a_directory_are_checked_and_migrated_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (kv_dir, snapshot) = (directory.path().join("kv"), directory.path().join("kv.snapshot"));
+    let store = "shop/default".parse().unwrap();
+    let kv = open(&kv_dir, KvEngine::Sled).await;
+    placed(&kv, &store).await.set(&store, "k", vec![7; 50].into()).await.unwrap();
+    kv.close().await;
+    drop(kv);
+
+    let checked = well("kv check", &finish(selvage().args(["kv", "check", "--dir"]).arg(&kv_dir)));
+    assert!(checked.contains("kv: sled-1: ") && checked.contains("placements/eu: sled-1: "), "{checked}");
+    let exported = finish(selvage().args(["kv", "export", "--dir"]).arg(&kv_dir).arg(&snapshot));
+    well("kv export", &exported);
+    assert!(String::from_utf8_lossy(&exported.stderr).contains("placements/eu"), "{exported:?}");
+    for _ in 0..2 {
+        // The second time one is migrated already, as after a migration that did not end.
+        let migrate =
+            finish(selvage().args(["kv", "migrate", "--to", "redb", "--dir"]).arg(kv_dir.join("placements/eu")));
+        well("kv migrate", &migrate);
+    }
+    well("kv migrate", &finish(selvage().args(["kv", "migrate", "--to", "redb", "--dir"]).arg(&kv_dir)));
+    let checked = well("kv check", &finish(selvage().args(["kv", "check", "--dir"]).arg(&kv_dir)));
+    assert!(checked.contains("placements/eu: redb-2: "), "{checked}");
+    let kv = open(&kv_dir, KvEngine::Redb).await;
+    assert_eq!(placed(&kv, &store).await.get(&store, "k").unwrap().unwrap(), vec![7; 50]);
+    kv.close().await;
+    // Damage in a placement is damage.
+    drop(kv);
+    std::fs::write(kv_dir.join("placements/eu/redb-2/rows.redb"), b"damage").unwrap();
+    let damaged = finish(selvage().args(["kv", "check", "--dir"]).arg(&kv_dir));
+    assert_eq!(damaged.status.code(), Some(1), "{damaged:?}");
 }
 
 #[test]

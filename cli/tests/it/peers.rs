@@ -159,6 +159,7 @@ fn kv(demo: &Demo) {
     let peers = well("kv lag", &demo.selvage(&["kv", "--node", "iad-1", "lag"]));
     assert!(peers.contains("fra-1") && peers.contains("sin-1"), "{peers}");
     home(demo);
+    placed(demo);
     watch(demo);
 }
 
@@ -179,6 +180,35 @@ fn home(demo: &Demo) {
     assert!(["orders/default", "fra-1", "elsewhere"].iter().all(|part| homes.contains(part)), "{homes}");
     let homes = well("kv homes", &demo.selvage(&["kv", "--node", "fra-1", "homes"]));
     assert!(homes.contains("here"), "{homes}");
+}
+
+/// A store that two of the three regions hold: the third uses it too, and has none of its rows.
+fn placed(demo: &Demo) {
+    let set = ["kv", "--node", "sin-1", "set", "carts/default", "ada", "3 pairs", "--token"];
+    let began = std::time::Instant::now();
+    let mut written = demo.selvage(&set);
+    // Its placement is opened when the plan comes.
+    while !written.status.success() {
+        assert!(began.elapsed().as_secs() < 60, "{}", String::from_utf8_lossy(&written.stderr));
+        written = demo.selvage(&set);
+    }
+    let token = String::from_utf8(written.stdout).unwrap().trim().to_owned();
+    for node in ["fra-1", "iad-1", "sin-1"] {
+        let got = demo.selvage(&["kv", "--node", node, "get", "carts/default", "ada", "--token", &token]);
+        assert_eq!(got.stdout, b"3 pairs", "{node}: {}", String::from_utf8_lossy(&got.stderr));
+        let told = well("kv placements", &demo.selvage(&["kv", "--node", node, "placements"]));
+        let here = if node == "sin-1" { "no" } else { "yes" };
+        assert!(["carts/default", "atlantic", "fra iad", here].iter().all(|part| told.contains(part)), "{told}");
+    }
+    let listed = well("kv list", &demo.selvage(&["kv", "--node", "sin-1", "list", "carts/default"]));
+    assert!(listed.contains("ada"), "{listed}");
+    let watched = demo.selvage(&["kv", "--node", "sin-1", "watch", "carts/default", "--count", "1"]);
+    let why = String::from_utf8_lossy(&watched.stderr).into_owned();
+    assert!(!watched.status.success() && why.contains("fra-1") && why.contains("atlantic"), "{why}");
+    let lag = well("kv lag", &demo.selvage(&["kv", "--node", "iad-1", "lag"]));
+    assert!(lag.contains("PLACEMENT") && lag.contains("atlantic"), "{lag}");
+    let lag = well("kv lag", &demo.selvage(&["kv", "--node", "sin-1", "lag"]));
+    assert!(!lag.contains("atlantic"), "{lag}");
 }
 
 /// What is written in one place is told by a watch in another, whenever the watch begins.

@@ -1,5 +1,6 @@
 //! KV for operators: values as they are, keys percent-encoded in the path; and how it stands with the peers.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,12 +9,13 @@ use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use selvage_backend::Stores;
-use selvage_config::{AppName, NodeName, Region, StoreLabel, StoreName};
+use selvage_config::{AppName, NodeName, PlacementName, Region, StoreLabel, StoreName};
 use selvage_sync::store::{LARGE_BYTES_MAX, LIST_MAX, Terms};
-use selvage_sync::{HomeError, Kv, KvError, Listed, Place, Token};
+use selvage_sync::{Holding, HomeError, Kv, KvError, Listed, Place, PlacementError, PlacementStatus, Token};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, backend, json, plain, refuse};
+use super::{Answer, away, json, plain, refuse};
+use crate::metrics::Metrics;
 
 /// Bytes of a document that orders something.
 const ORDER_BYTES_MAX: usize = 1024;
@@ -22,7 +24,7 @@ const WATCH_MAX: Duration = Duration::from_secs(25);
 /// How long a read waits for what its session has seen.
 const SESSION_MAX: Duration = Duration::from_secs(10);
 /// What a session has seen: an answer to a write has it, and a read with it shows at least that.
-const TOKEN: &str = "selvage-kv-token";
+pub(super) const TOKEN: &str = "selvage-kv-token";
 /// Keys of a listing that names no limit.
 const LIST_DEFAULT: usize = 100;
 
@@ -76,6 +78,8 @@ struct ChangedKey {
 /// A peer.
 #[derive(Debug, Serialize)]
 struct Peer {
+    /// In which placement. None: in what every node holds.
+    placement: Option<PlacementName>,
     node: NodeName,
     region: Region,
     connected: bool,
@@ -106,11 +110,13 @@ pub(super) async fn answer(stores: &Stores, rest: &str, request: Request<Incomin
     };
     let store = StoreName::of(&app, &label);
     let place = stores.store(store.clone());
+    let key = key.filter(|key| !key.is_empty());
     if place.backend().is_some() {
-        return backend::answer(&place, key.filter(|key| !key.is_empty()), request).await;
+        return away::answer(&place, key, request).await;
     }
-    let Some(kv) = &stores.mesh().kv() else { return away() };
-    let Some(key) = key.filter(|key| !key.is_empty()) else {
+    let Some(kv) = stores.mesh().kv() else { return away() };
+    let Holding::Here(kv) = &kv.holding(&store) else { return away::answer(&place, key, request).await };
+    let Some(key) = key else {
         return match *request.method() {
             Method::GET if request.uri().query().is_some_and(|query| query.contains("watch=")) => {
                 watch(kv, &store, request.uri().query().unwrap_or_default()).await
@@ -149,12 +155,18 @@ fn read_answer(read: Result<Option<Bytes>, KvError>) -> Answer {
     }
 }
 
+/// What the session of a request has seen, if it names one.
+pub(super) fn token_of(request: &Request<Incoming>) -> Result<Option<Token>, Box<Answer>> {
+    let Some(token) = request.headers().get(TOKEN) else { return Ok(None) };
+    match token.to_str().ok().and_then(|text| text.parse().ok()) {
+        Some(token) => Ok(Some(token)),
+        None => Err(Box::new(refuse(StatusCode::BAD_REQUEST, "not a session's token", "send what a write answered"))),
+    }
+}
+
 /// Waits until this node has what the session of a request has seen, if it names one.
 async fn session(kv: &Kv, request: &Request<Incoming>) -> Result<(), Box<Answer>> {
-    let Some(token) = request.headers().get(TOKEN) else { return Ok(()) };
-    let Some(token) = token.to_str().ok().and_then(|text| text.parse::<Token>().ok()) else {
-        return Err(Box::new(refuse(StatusCode::BAD_REQUEST, "not a session's token", "send what a write answered")));
-    };
+    let Some(token) = token_of(request)? else { return Ok(()) };
     match tokio::time::timeout(SESSION_MAX, kv.wait_for(token)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Box::new(failed(&error))),
@@ -235,18 +247,81 @@ pub(super) fn homes(kv: &Kv, rest: &str, method: &Method) -> Answer {
                 };
                 Some(StoreHome { store: store.clone(), home, term, state, waits_for })
             };
-            json(StatusCode::OK, &kv.homes().iter().filter_map(home).collect::<Vec<_>>())
+            let (all, placed) = (kv.homes(), kv.meshes());
+            let placed: Vec<_> = placed.values().map(Kv::homes).collect();
+            let homes = all.iter().chain(placed.iter().flat_map(|homes| homes.iter()));
+            json(StatusCode::OK, &homes.filter_map(home).collect::<Vec<_>>())
         }
         (_, "") => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "GET /homes"),
         _ => refuse(StatusCode::NOT_FOUND, "no such path", "see /homes"),
     }
 }
 
+/// A placement, as this node knows it.
+#[derive(Debug, Serialize)]
+struct Placed {
+    placement: PlacementName,
+    regions: BTreeSet<Region>,
+    /// Whether this node holds its stores.
+    here: bool,
+    /// The other nodes that do.
+    holders: Vec<NodeName>,
+    stores: Vec<PlacedStore>,
+}
+
+#[derive(Debug, Serialize)]
+struct PlacedStore {
+    store: StoreName,
+    cache_ms: u64,
+    /// Whether it waits here until what every node held is carried over.
+    waiting: bool,
+}
+
+/// Answers `/placements`: which regions hold which stores, as this node knows it.
+pub(super) fn placements(kv: &Kv, rest: &str, method: &Method) -> Answer {
+    match (method, rest) {
+        (&Method::GET, "") => {
+            let placed = |status: PlacementStatus| {
+                let PlacementStatus { name, regions, stores, holders, here, waiting } = status;
+                let store = |(store, cache_ms)| PlacedStore { waiting: waiting.contains(&store), store, cache_ms };
+                Placed { placement: name, regions, here, holders, stores: stores.into_iter().map(store).collect() }
+            };
+            json(StatusCode::OK, &kv.placements().into_iter().map(placed).collect::<Vec<_>>())
+        }
+        (_, "") => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "GET /placements"),
+        _ => refuse(StatusCode::NOT_FOUND, "no such path", "see /placements"),
+    }
+}
+
+/// Measures a KV and those of the placements that this node holds.
+pub(super) fn measure(kv: &Kv, metrics: &Metrics) {
+    let meshes = kv.meshes();
+    metrics.kv_placements(meshes.keys().cloned().collect(), kv.placement_counts());
+    let placed = meshes.iter().map(|(name, mesh)| (name.as_str(), mesh));
+    let mut corrupt = 0;
+    for (placement, of) in std::iter::once(("", kv)).chain(placed) {
+        of.status().iter().for_each(|peer| metrics.kv_peer(placement, peer));
+        metrics.kv_progress(placement, &of.progress());
+        if let Ok(stats) = of.stats() {
+            metrics.kv_engine(placement, &stats);
+            corrupt += stats.corrupt;
+        }
+    }
+    metrics.kv_corrupt(corrupt);
+    let (mut homes, mut counts) = ((*kv.homes()).clone(), kv.home_counts());
+    for mesh in meshes.values() {
+        homes.extend((*mesh.homes()).clone());
+        counts = counts.and(mesh.home_counts());
+    }
+    metrics.kv_homes(&homes, counts);
+}
+
 /// Answers what follows `/peers`.
 pub(super) async fn peers(kv: &Kv, rest: &str, request: Request<Incoming>) -> Answer {
     match (request.method(), rest) {
         (&Method::GET, "") => {
-            let peer = |peer: selvage_sync::PeerStatus| Peer {
+            let peer = |placement: Option<&PlacementName>, peer: selvage_sync::PeerStatus| Peer {
+                placement: placement.cloned(),
                 node: peer.node,
                 region: peer.region,
                 connected: peer.connected,
@@ -256,7 +331,11 @@ pub(super) async fn peers(kv: &Kv, rest: &str, request: Request<Incoming>) -> An
                 ahead_ms: peer.ahead_ms,
                 apart_since_ms: peer.apart_since_ms,
             };
-            json(StatusCode::OK, &kv.status().into_iter().map(peer).collect::<Vec<_>>())
+            let meshes = kv.meshes();
+            let placed =
+                meshes.iter().flat_map(|(name, mesh)| mesh.status().into_iter().map(move |of| peer(Some(name), of)));
+            let all = kv.status().into_iter().map(|of| peer(None, of));
+            json(StatusCode::OK, &all.chain(placed).collect::<Vec<_>>())
         }
         (&Method::POST, "/isolation") => {
             let order = match body(request, ORDER_BYTES_MAX).await {
@@ -425,6 +504,15 @@ pub(super) fn failed(error: &KvError) -> Answer {
         KvError::Home(HomeError::Unknown { .. }) => (StatusCode::GATEWAY_TIMEOUT, "read it again before you repeat it"),
         KvError::Home(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "see selvage kv homes, and selvage kv lag for the link to it")
+        }
+        KvError::Placement(PlacementError::Refused { .. }) => {
+            (StatusCode::CONFLICT, "it is a node that holds it that refuses")
+        }
+        KvError::Placement(PlacementError::Unknown { .. }) => {
+            (StatusCode::GATEWAY_TIMEOUT, "read it again before you repeat it")
+        }
+        KvError::Placement(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "see selvage kv placements, and selvage kv lag for the links")
         }
         KvError::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "make room on the node's disk"),
         KvError::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, "see the node's log"),

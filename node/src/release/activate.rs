@@ -470,6 +470,7 @@ impl Activation {
         let address =
             |peer: selvage_config::plan::Peer| PeerAddr { node: peer.node, region: peer.region, addr: peer.address };
         self.base.kv.mesh().set_peers(peers.map(address).collect());
+        self.base.kv.mesh().set_placements(plan.placements.clone());
         self.base.kv.mesh().set_homes(plan.homes.clone());
     }
 

@@ -8,6 +8,7 @@ mod home;
 mod hostile;
 mod instructions;
 mod limits;
+mod placement;
 mod reuse;
 mod shared;
 mod streams;

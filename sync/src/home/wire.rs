@@ -1,7 +1,10 @@
-//! What is asked of a home, and what it answers: one frame each way, on a stream of its own.
+//! What is asked of a home, or of a node that holds a store, and what it answers: one frame each way, on a stream of its
+//! own.
 //!
 //! A stream for each question, beside the one that replication has: a large value holds up no other, neither is behind
 //! what waits to be replicated, and a question whose asker went away ends with its stream.
+
+mod call;
 
 use bytes::{BufMut as _, Bytes};
 use selvage_config::{NodeName, StoreName};
@@ -10,10 +13,12 @@ use super::Claimed;
 use super::row::{Grant, Held, claims, grants, put_claims, put_grants};
 use crate::entry::{Dot, EntryError, Fields, KEY_BYTES_MAX};
 use crate::replica::Written;
-use crate::store::{Kept, LARGE_BYTES_MAX, METADATA_BYTES_MAX, Terms};
+use crate::store::{Kept, LARGE_BYTES_MAX, Listed, METADATA_BYTES_MAX, Terms};
 use crate::vector::VersionVector;
 use crate::wire::entries::{bytes, number, put_bytes, put_number, put_signed, signed};
-use crate::wire::{WireError, put_vector, vector};
+use crate::wire::{PLACEMENTS_SINCE, QUESTIONS_SINCE, WireError, put_vector, vector};
+
+pub(crate) use self::call::Call;
 
 /// Longest question or answer, bytes: the largest value, what is said of it, and for an answer a vector.
 pub(crate) const FRAME_BYTES_MAX: usize = LARGE_BYTES_MAX + 2 * 1024 * 1024;
@@ -84,6 +89,8 @@ pub(crate) enum Request {
     Claim(Claim),
     /// Do this, as the home of at least this term.
     Do { store: StoreName, term: u64, key: String, op: Op },
+    /// Do this, as a node that holds the store, for one that does not.
+    Call { store: StoreName, call: Call },
 }
 
 /// What became of an operation.
@@ -112,10 +119,17 @@ pub(crate) enum Answer {
     Overloaded,
     /// Why it could not be done.
     Failed(String),
+    /// This node does not hold the store, as far as it knows.
+    NotHeld,
+    /// Whether there is such a key.
+    Has(bool),
+    /// Keys in order.
+    Listed(Vec<Listed>),
 }
 
 const CLAIM: u8 = 1;
 const DO: u8 = 2;
+const CALL: u8 = 3;
 
 const READ: u8 = 0;
 const SET: u8 = 1;
@@ -125,6 +139,14 @@ const DELETE: u8 = 4;
 const INCREMENT: u8 = 5;
 
 impl Request {
+    /// The first version of the protocol that knows it.
+    pub(crate) fn since(&self) -> u16 {
+        match self {
+            Self::Claim(_) | Self::Do { .. } => QUESTIONS_SINCE,
+            Self::Call { .. } => PLACEMENTS_SINCE,
+        }
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = Vec::new();
         match self {
@@ -141,6 +163,11 @@ impl Request {
                 put_bytes(&mut out, key.as_bytes());
                 put_op(&mut out, op);
             }
+            Self::Call { store, call } => {
+                out.put_u8(CALL);
+                put_bytes(&mut out, store.as_str().as_bytes());
+                call.encode(&mut out);
+            }
         }
         out.into()
     }
@@ -150,10 +177,11 @@ impl Request {
         let kind = fields.u8()?;
         let store = StoreName::try_from(text(&mut fields, KEY_BYTES_MAX, "store")?);
         let store = store.map_err(|_| EntryError::Field("store"))?;
-        let term = fields.u64()?;
+        let fields = &mut fields;
         let request = match kind {
-            CLAIM => Self::Claim(Claim { store, term, incarnation: fields.u64()? }),
-            DO => Self::Do { store, term, key: text(&mut fields, KEY_BYTES_MAX, "key")?, op: op(&mut fields)? },
+            CLAIM => Self::Claim(Claim { store, term: fields.u64()?, incarnation: fields.u64()? }),
+            DO => Self::Do { store, term: fields.u64()?, key: text(fields, KEY_BYTES_MAX, "key")?, op: op(fields)? },
+            CALL => Self::Call { store, call: Call::decode(fields)? },
             _ => return Err(EntryError::Field("question").into()),
         };
         fields.end()?;
@@ -212,6 +240,9 @@ const NOT_HOME: u8 = 7;
 const NOT_YET: u8 = 8;
 const OVERLOADED: u8 = 9;
 const FAILED: u8 = 10;
+const NOT_HELD: u8 = 11;
+const HAS: u8 = 12;
+const LISTED: u8 = 13;
 
 impl Answer {
     pub(crate) fn encode(&self) -> Bytes {
@@ -251,6 +282,12 @@ impl Answer {
                 out.put_u8(FAILED);
                 put_bytes(&mut out, &why.as_bytes()[..why.floor_char_boundary(WHY_BYTES_MAX)]);
             }
+            Self::NotHeld => out.put_u8(NOT_HELD),
+            Self::Has(has) => out.put_slice(&[HAS, u8::from(*has)]),
+            Self::Listed(listed) => {
+                out.put_u8(LISTED);
+                call::put_listed(&mut out, listed);
+            }
         }
         out.into()
     }
@@ -280,6 +317,9 @@ impl Answer {
             NOT_YET => Self::NotYet,
             OVERLOADED => Self::Overloaded,
             FAILED => Self::Failed(text(fields, WHY_BYTES_MAX, "reason")?),
+            NOT_HELD => Self::NotHeld,
+            HAS => Self::Has(option(fields, |_| Ok(()))?.is_some()),
+            LISTED => Self::Listed(call::listed(fields)?),
             _ => return Err(EntryError::Field("answer").into()),
         };
         fields.end()?;
@@ -395,6 +435,25 @@ mod tests {
                 key,
                 op
             }),
+            calls().prop_map(move |call| Request::Call { store: store(), call }),
+        ]
+    }
+
+    fn calls() -> impl Strategy<Value = Call> {
+        let seen = || {
+            prop::option::of(dots()).prop_map(|dot| {
+                let mut seen = crate::session::Token::default();
+                dot.iter().for_each(|dot| seen.saw(dot));
+                seen
+            })
+        };
+        prop_oneof![
+            (".{0,20}", seen(), any::<bool>()).prop_map(|(key, seen, must)| Call::Get { key, seen, must }),
+            (".{0,20}", seen()).prop_map(|(key, seen)| Call::Has { key, seen }),
+            (".{0,9}", prop::option::of(".{0,9}"), any::<u64>(), seen())
+                .prop_map(|(prefix, after, limit, seen)| Call::List { prefix, after, limit, seen }),
+            (".{0,20}", any::<i64>(), any::<Option<u64>>())
+                .prop_map(|(key, delta, expires_ms)| Call::Do { key, op: Op::Increment { delta, expires_ms } }),
         ]
     }
 
@@ -408,6 +467,13 @@ mod tests {
             let vector = VersionVector::from_iter([(dot.origin, dot.seq)]);
             Released { held, before: before.map(|(node, term)| (term, node)), claims, grants, vector }
         });
+        let listed = (".{0,9}", any::<u32>(), any::<u64>(), prop::option::of("[a-z]{1,8}"));
+        let listed = listed.prop_map(|(name, bytes, stamp_ms, node)| Listed {
+            name,
+            bytes: bytes as usize,
+            stamp_ms,
+            node: node.map(|node| node.parse().unwrap()),
+        });
         let kept = (values(), on_terms(), dots()).prop_map(|(value, terms, version)| Kept { value, terms, version });
         prop_oneof![
             released.prop_map(|released| Answer::Claimed(Claimed::Released(released))),
@@ -416,7 +482,11 @@ mod tests {
                 Answer::Done(Outcome::Changed),
                 Answer::NotYet,
                 Answer::Overloaded,
+                Answer::NotHeld,
+                Answer::Has(false),
+                Answer::Has(true),
             ]),
+            prop::collection::vec(listed, 0..4).prop_map(Answer::Listed),
             place().prop_map(|(home, term)| Answer::Claimed(Claimed::Elsewhere { home, term })),
             place().prop_map(|(home, term)| Answer::NotHome { home, term }),
             (dots(), any::<Option<i64>>())
@@ -461,6 +531,17 @@ mod tests {
         let asked = Request::Do { store, term: 9, key: "k".into(), op: swap };
         assert_eq!(hex(&Request::Claim(claim).encode()), "0103612f7300000000000000090000000000000002");
         assert_eq!(hex(&asked.encode()), "0203612f730000000000000009016b03000176");
+        let seen = || "a.2.3".parse().unwrap();
+        let call = |call| hex(&Request::Call { store: "a/s".parse().unwrap(), call }.encode());
+        let get = Call::Get { key: "k".into(), seen: seen(), must: false };
+        assert_eq!(call(get), "0303612f73 00 016b 05612e322e33".replace(' ', ""));
+        let list = Call::List { prefix: "k".into(), after: None, limit: 300, seen: Default::default() };
+        assert_eq!(call(list), "0303612f73 03 016b 00 ac02 00".replace(' ', ""));
+        let delete = Call::Do { key: "k".into(), op: Op::Delete };
+        assert_eq!(call(delete), "0303612f73 04 016b 04".replace(' ', ""));
+        let listed = Listed { name: "k".into(), bytes: 5, stamp_ms: 7, node: Some("a".parse().unwrap()) };
+        assert_eq!(hex(&Answer::Listed(vec![listed]).encode()), "0d 01 016b 05 07 01 000161".replace(' ', ""));
+        assert_eq!((hex(&Answer::NotHeld.encode()), hex(&Answer::Has(true).encode())), ("0b".into(), "0c01".into()));
         let dot = Dot { origin: Origin { node: "a".parse().unwrap(), incarnation: 2 }, seq: 3 };
         let vector = VersionVector::from_iter([(dot.origin.clone(), 3)]);
         let grant = Grant { node: "b".parse().unwrap(), held: Held { term: 3, incarnation: 1 } };

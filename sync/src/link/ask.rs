@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Context, Ended, FRAME_MS};
 use crate::home::wire::{Answer, FRAME_BYTES_MAX, Request};
-use crate::wire::{LENGTH_BYTES, Message, QUESTIONS_SINCE, Versions};
+use crate::wire::{LENGTH_BYTES, Message, Versions};
 
 /// Questions of one peer under way at once; it waits with more.
 pub(super) const STREAMS_MAX: u32 = 256;
@@ -46,7 +46,7 @@ pub(crate) struct Asked {
 pub(crate) enum Unanswered {
     /// There is no link, or it broke before anything was asked.
     NoLink,
-    /// The peer speaks no version of the protocol that has questions.
+    /// The peer speaks no version of the protocol that has such questions.
     Older,
     /// Nothing was asked in time: too many questions are under way.
     Busy,
@@ -107,23 +107,29 @@ impl Standing {
         }
     }
 
-    fn connection(&self, peer: &NodeName) -> Result<Connection, Unanswered> {
+    /// How long a packet to a peer and back takes; none without a link.
+    pub(super) fn round_trip(&self, peer: &NodeName) -> Option<Duration> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.get(peer).map(|known| known.connection.rtt())
+    }
+
+    fn connection(&self, peer: &NodeName, since: u16) -> Result<Connection, Unanswered> {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         let known = links.get(peer).ok_or(Unanswered::NoLink)?;
         match known.versions {
-            Some(versions) if versions.max >= QUESTIONS_SINCE => Ok(known.connection.clone()),
+            Some(versions) if versions.max >= since => Ok(known.connection.clone()),
             Some(_) => Err(Unanswered::Older),
             None => Err(Unanswered::NoLink),
         }
     }
 
     /// Asks a peer. After `until` nothing is waited for.
-    pub(super) async fn ask(&self, peer: &NodeName, question: Bytes, until: Instant) -> Result<Bytes, Unanswered> {
-        let connection = self.connection(peer)?;
+    pub(super) async fn ask(&self, peer: &NodeName, question: &Request, until: Instant) -> Result<Bytes, Unanswered> {
+        let connection = self.connection(peer, question.since())?;
         let opened = timeout_at(until, connection.open_bi()).await.map_err(|_| Unanswered::Busy)?;
         let (mut send, mut receive) = opened.map_err(|_| Unanswered::NoLink)?;
         let asking = async {
-            put(&mut send, question).await.ok()?;
+            put(&mut send, question.encode()).await.ok()?;
             frame(&mut receive, &self.answers).await.map(|(answer, _room)| answer)
         };
         match timeout_at(until, asking).await {

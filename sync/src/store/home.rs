@@ -7,7 +7,7 @@
 mod claim;
 mod counts;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -134,13 +134,25 @@ impl HomeError {
 pub(super) struct Told {
     /// What the plan says.
     pub(super) homes: tokio::sync::watch::Sender<Vec<Home>>,
+    /// The same, with the homes of stores that are in a placement.
+    all: Mutex<Vec<Home>>,
     counters: Counters,
+}
+
+impl Told {
+    /// All homes of the plan.
+    pub(super) fn planned(&self) -> Vec<Home> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Kv {
     /// Sets which stores have a home: what a plan says, after its roster. A home once set stays until a newer plan moves
-    /// it.
-    pub fn set_homes(&self, homes: Vec<Home>) {
+    /// it. Those of stores in placements are told there alone.
+    pub fn set_homes(&self, mut homes: Vec<Home>) {
+        self.shared.told.all.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&homes);
+        self.place_anew();
+        homes.retain(|home| !self.is_placed(&home.store));
         self.shared.told.homes.send_if_modified(|known| {
             let is_new = *known != homes;
             *known = homes;
@@ -276,7 +288,7 @@ impl Kv {
         let Some(link) = &self.shared.link else { return Err(HomeError::Unreachable { store, home }.into()) };
         let question = Request::Do { store: store.clone(), term, key: key.to_owned(), op: op.clone() };
         self.shared.told.counters.carried();
-        let answer = match link.ask(&home, question.encode(), until).await {
+        let answer = match link.ask(&home, &question, until).await {
             Ok(answer) => Answer::decode(answer),
             Err(Unanswered::NoLink) => return Err(HomeError::Unreachable { store, home }.into()),
             Err(Unanswered::Older) => return Err(HomeError::Older { store, home }.into()),
@@ -295,7 +307,9 @@ impl Kv {
             }
             Ok(Answer::Overloaded) => Err(KvError::Overloaded),
             Ok(Answer::Failed(why)) => Err(HomeError::Refused { store, home, why }.into()),
-            Ok(Answer::Claimed(_)) | Err(_) => Err(HomeError::Unknown { store, home }.into()),
+            Ok(Answer::Claimed(_) | Answer::NotHeld | Answer::Has(_) | Answer::Listed(_)) | Err(_) => {
+                Err(HomeError::Unknown { store, home }.into())
+            }
         }
     }
 
@@ -318,6 +332,7 @@ impl Kv {
                 return Some(Answer::Claimed(claimed.await.ok()?));
             }
             Request::Do { store, term, key, op } => (store, term, key, op),
+            Request::Call { store, call } => return self.answer_call(&store, call).await,
         };
         let term = match self.place(&store) {
             // An asker that knows a newer home shall not be answered by an older one.

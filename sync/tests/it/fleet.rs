@@ -29,12 +29,17 @@ pub(crate) fn region() -> Region {
     "fra".parse().unwrap()
 }
 
+/// Where a node stands: what comes before the number in its name, as `sin-1`, or else [`region`].
+pub(crate) fn region_of(node: &str) -> Region {
+    node.split_once('-').map_or_else(region, |(region, _)| region.parse().unwrap())
+}
+
 pub(crate) fn store() -> StoreName {
     "app/default".parse().unwrap()
 }
 
 pub(crate) fn tls(authority: &Authority, node: &str) -> Tls {
-    let role = Role::Node { region: region(), node: node.parse().unwrap() };
+    let role = Role::Node { region: region_of(node), node: node.parse().unwrap() };
     let identity = authority.issue_identity(&role, &[], &[]).unwrap();
     let roots = roots_of(&[authority.certificate_der()]).unwrap();
     let anchors = Anchors::new(roots.clone()).unwrap();
@@ -77,7 +82,7 @@ pub(crate) fn identify() -> Identify {
 pub(crate) async fn open(node: &str, directory: &Path, tls: Tls) -> Kv {
     let options = Options {
         node: node.parse().unwrap(),
-        region: region(),
+        region: region_of(node),
         directory: directory.to_owned(),
         listen: Some("127.0.0.1:0".parse().unwrap()),
         tls: Some(tls),
@@ -128,7 +133,7 @@ impl Fleet {
 
     pub(crate) fn address(&self, index: usize) -> PeerAddr {
         let (node, kv, _) = &self.nodes[index];
-        PeerAddr { node: node.clone(), region: region(), addr: kv.local_addr().unwrap() }
+        PeerAddr { node: node.clone(), region: region_of(node.as_str()), addr: kv.local_addr().unwrap() }
     }
 
     /// Gives every node the whole roster.

@@ -7,6 +7,7 @@ mod fleet;
 mod forgery;
 mod home;
 mod mesh;
+mod placement;
 mod refusals;
 mod regions;
 mod slow;

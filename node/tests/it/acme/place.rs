@@ -91,7 +91,12 @@ impl Trust for Word {
 
 /// The KV of a node that nobody has introduced to the other yet.
 pub(crate) async fn kv(authority: &Authority, node: &str, dir: &Path) -> Kv {
-    let role = Role::Node { region: "fra".parse().unwrap(), node: node.parse().unwrap() };
+    kv_in(authority, "fra", node, dir).await
+}
+
+/// The same, of a node that stands in this region.
+pub(crate) async fn kv_in(authority: &Authority, region: &str, node: &str, dir: &Path) -> Kv {
+    let role = Role::Node { region: region.parse().unwrap(), node: node.parse().unwrap() };
     let identity = authority.issue_identity(&role, &[], &[]).unwrap();
     let roots = roots_of(&[authority.certificate_der()]).unwrap();
     let anchors = Anchors::new(roots.clone()).unwrap();
@@ -100,7 +105,8 @@ pub(crate) async fn kv(authority: &Authority, node: &str, dir: &Path) -> Kv {
         server: mutual_server(&identity, &roots, ClientAuth::Required).unwrap(),
         client: mutual_client(&identity, &roots).unwrap(),
     };
-    let mut options = Options::alone(node.parse().unwrap(), "fra".parse().unwrap(), dir.join("kv"), Default::default());
+    let mut options =
+        Options::alone(node.parse().unwrap(), region.parse().unwrap(), dir.join("kv"), Default::default());
     (options.listen, options.tls) = (Some("127.0.0.1:0".parse().unwrap()), Some(tls));
     let identify = Arc::new(|certificate: &CertificateDer<'_>| match peer_role(certificate) {
         Ok(Role::Node { node, .. }) => Some(node),

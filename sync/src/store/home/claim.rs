@@ -87,8 +87,8 @@ impl Kv {
     async fn claim(&self, node: NodeName, claim: Claim) {
         let Some(link) = &self.shared.link else { return };
         let until = Instant::now() + Duration::from_millis(CLAIM_MS_MAX);
-        let question = Request::Claim(claim.clone()).encode();
-        match link.ask(&node, question, until).await.map(Answer::decode) {
+        let question = Request::Claim(claim.clone());
+        match link.ask(&node, &question, until).await.map(Answer::decode) {
             Ok(Ok(Answer::Claimed(answer))) => {
                 self.tell_committer(HomeInput::Claimed { node, claim, answer }).await;
             }

@@ -22,6 +22,20 @@ pub struct HomeCounts {
     pub late: u64,
 }
 
+impl HomeCounts {
+    /// Of two KVs together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            carried: self.carried + other.carried,
+            decided: self.decided + other.decided,
+            refused: self.refused + other.refused,
+            unknown: self.unknown + other.unknown,
+            late: self.late + other.late,
+        }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Counters {
     carried: AtomicU64,

@@ -1,26 +1,29 @@
-//! KV for operators where a backend keeps the store: the same paths, without what only the mesh has.
+//! KV for operators where a backend keeps the store, or nodes of a placement that this node is not of: the same paths, without
+//! what only a node's own rows have.
 
 use bytes::Bytes;
 use http::header::IF_NONE_MATCH;
 use http::{HeaderValue, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use selvage_backend::{BackendError, Store, StoreError, Trouble};
+use selvage_config::NodeName;
 use selvage_sync::store::{LARGE_BYTES_MAX, Terms};
 
-use super::kv::{Asked, Listing, body, decode, ends, failed as mesh_failed};
+use super::kv::{Asked, Listing, TOKEN, body, decode, ends, failed as mesh_failed, token_of};
 use super::{Answer, json, plain, refuse};
 
 /// Values as they are.
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
-/// Answers about a store, or a key of it, still encoded. A session's token needs nothing here: what was written is there.
+/// Answers about a store, or a key of it, still encoded. In a backend a session's token needs nothing: what was written is
+/// there.
 pub(super) async fn answer(store: &Store, key: Option<&str>, request: Request<Incoming>) -> Answer {
     let Some(key) = key else {
         let query = request.uri().query().unwrap_or_default();
         return match *request.method() {
             Method::GET if query.contains("watch=") => {
-                let error = format!("{} is in backend {}", store.name(), store.backend().unwrap_or_default());
-                refuse(StatusCode::NOT_IMPLEMENTED, &error, "only stores in the mesh can be watched")
+                let (error, hint) = unwatched(store);
+                refuse(StatusCode::NOT_IMPLEMENTED, &error, &hint)
             }
             Method::GET => list(store, query).await,
             _ => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET to list a store"),
@@ -30,17 +33,49 @@ pub(super) async fn answer(store: &Store, key: Option<&str>, request: Request<In
         return refuse(StatusCode::BAD_REQUEST, "key is not percent-encoded UTF-8", "encode the key's bytes");
     };
     match *request.method() {
-        Method::GET => match store.get(&key).await {
-            Ok(Some(value)) => plain(StatusCode::OK, BYTES, value),
-            Ok(None) => {
-                refuse(StatusCode::NOT_FOUND, "no such key", "list the store's keys with GET /kv/<app>/<label>")
-            }
-            Err(error) => failed(&error),
+        Method::GET => match read(store, &key, &request).await {
+            Err(refusal) => *refusal,
+            Ok(read) => read_answer(read),
         },
         Method::PUT => put(store, &key, request).await,
         Method::DELETE => done(store.delete(&key).await),
         _ => refuse(StatusCode::METHOD_NOT_ALLOWED, "method", "use GET, PUT or DELETE"),
     }
+}
+
+fn read_answer(read: Result<Option<Bytes>, StoreError>) -> Answer {
+    match read {
+        Ok(Some(value)) => plain(StatusCode::OK, BYTES, value),
+        Ok(None) => refuse(StatusCode::NOT_FOUND, "no such key", "list the store's keys with GET /kv/<app>/<label>"),
+        Err(error) => failed(&error),
+    }
+}
+
+/// The value of a key: as its home has it, at a node that has what the session saw, or as ever.
+async fn read(
+    store: &Store,
+    key: &str,
+    request: &Request<Incoming>,
+) -> Result<Result<Option<Bytes>, StoreError>, Box<Answer>> {
+    if request.uri().query() == Some("latest") {
+        return Ok(store.latest(key).await.map(|kept| kept.map(|kept| kept.value)));
+    }
+    let token = token_of(request)?;
+    Ok(match store.held_elsewhere().zip(token) {
+        Some((elsewhere, token)) => elsewhere.get_seen(key, token).await.map_err(StoreError::from),
+        None => store.get(key).await,
+    })
+}
+
+/// Why a store is not watched from here, and what to do.
+fn unwatched(store: &Store) -> (String, String) {
+    let Some((placement, holders)) = store.held_elsewhere().and_then(|elsewhere| elsewhere.held_by()) else {
+        let backend = store.backend().unwrap_or_default();
+        return (format!("{} is in backend {backend}", store.name()), "only stores in the mesh can be watched".into());
+    };
+    let holders: Vec<_> = holders.iter().map(NodeName::as_str).collect();
+    let error = format!("{} is in placement {placement}, which this node does not hold", store.name());
+    (error, format!("watch it at one of its nodes: {}", holders.join(" ")))
 }
 
 async fn put(store: &Store, key: &str, request: Request<Incoming>) -> Answer {
@@ -56,10 +91,10 @@ async fn put(store: &Store, key: &str, request: Request<Incoming>) -> Answer {
     };
     let terms = Terms { expires_ms, metadata: Bytes::new() };
     if !if_absent {
-        return done(store.set_on(key, value, terms).await.map(drop));
+        return written(store, store.set_on(key, value, terms).await);
     }
     match store.set_if(key, value, terms, None).await {
-        Ok(Some(_)) => done(Ok(())),
+        Ok(Some(version)) => written(store, Ok(version)),
         Ok(None) => refuse(StatusCode::PRECONDITION_FAILED, "the key exists", "read it, or set it without a condition"),
         Err(error) => failed(&error),
     }
@@ -74,6 +109,17 @@ async fn list(store: &Store, query: &str) -> Answer {
         Ok(found) => json(StatusCode::OK, &Listing::of(found, asked.limit)),
         Err(error) => failed(&error),
     }
+}
+
+/// The answer to a write. In the mesh its name is what a session has seen.
+fn written(store: &Store, result: Result<String, StoreError>) -> Answer {
+    let token = result.as_deref().ok().filter(|_| store.held_elsewhere().is_some());
+    let token = token.and_then(|version| HeaderValue::from_str(version).ok());
+    let mut answer = done(result.map(drop));
+    if let Some(token) = token {
+        answer.headers_mut().insert(TOKEN, token);
+    }
+    answer
 }
 
 fn done(result: Result<(), StoreError>) -> Answer {
