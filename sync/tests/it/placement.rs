@@ -280,13 +280,15 @@ async fn what_is_read_outside_may_be_kept_and_own_writes_are_seen_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_reads_outside_what_it_wrote_inside() {
     let fleet = in_eu(&["fra-1", "ams-1", "sin-1"], 3_600_000).await;
-    assert_eq!(get(fleet.kv(2), "k").await, None);
     for number in 0..20 {
-        let value = Bytes::from(format!("{number}"));
-        let written = mesh(fleet.kv(number % 2)).unwrap().set_on(&store(), "k", value.clone(), Terms::default()).await;
+        // Each a key of its own: of two writes within a millisecond the later one need not be the newer.
+        let (key, value) = (format!("k{number}"), Bytes::from(format!("{number}")));
+        assert_eq!(get(fleet.kv(2), &key).await, None);
+        let inside = mesh(fleet.kv(number % 2)).unwrap();
+        let written = inside.set_on(&store(), &key, value.clone(), Terms::default()).await;
         let mut token = Token::default();
         token.saw(&written.unwrap().dot);
-        assert_eq!(away(fleet.kv(2)).get_seen("k", token).await.unwrap(), Some(value));
+        assert_eq!(away(fleet.kv(2)).get_seen(&key, token).await.unwrap(), Some(value));
     }
     // A write that nobody has is not waited for without an end.
     let refused = away(fleet.kv(2)).get_seen("k", "fra-9.1.1".parse().unwrap()).await.unwrap_err();
