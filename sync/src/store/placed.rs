@@ -322,6 +322,10 @@ impl Kv {
 
     /// What this node answers to one that does not hold a store.
     pub(super) async fn answer_call(&self, store: &StoreName, call: Call) -> Option<Answer> {
+        // Nothing was done, and the asker goes to another.
+        if self.shared.placed.closing.load(Ordering::Acquire) {
+            return Some(Answer::NotYet);
+        }
         let mesh = match self.whereabouts(store) {
             Whereabouts::Here(mesh) => mesh,
             Whereabouts::Coming(_) => return Some(Answer::NotYet),

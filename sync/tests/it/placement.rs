@@ -204,7 +204,8 @@ async fn a_node_that_holds_a_store_may_go_and_another_is_asked() {
     let gone = usize::from(fleet.kv(0).placement_counts().answered == 0);
     fleet.kv(gone).close().await;
     let (counted, unknown) = counting.await.unwrap();
-    assert!(unknown <= 1, "{unknown} were under way");
+    // One when its rows close, and one when its link does.
+    assert!(unknown <= 2, "{unknown} were under way");
     set(fleet.kv(2), "after", "1").await.unwrap();
     sees(fleet.kv(2), "after", "1").await;
     // Nothing that was acknowledged is lost, and nothing was done twice.
