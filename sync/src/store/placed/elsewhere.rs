@@ -13,7 +13,7 @@ use bytes::Bytes;
 use selvage_config::{NodeName, PlacementName, StoreName};
 use tokio::time::Instant;
 
-use super::{Kv, PlacementError, Rule, RulePlace, Whereabouts};
+use super::{Kv, PlacementError, Rule, RulePlace, SEEN_MS_MAX, Whereabouts};
 use crate::commit::now_ms;
 use crate::entry::{Dot, KEY_BYTES_MAX};
 use crate::home::wire::{Answer, Call, Op, Outcome, Request};
@@ -86,9 +86,12 @@ impl Elsewhere {
         if let Some(found) = self.cached(key) {
             return Ok(found.map(|kept| kept.value));
         }
-        let asked = placed.cache.asks(&self.store, key, Instant::now());
+        let begun = Instant::now();
+        let asked = placed.cache.asks(&self.store, key, begun);
         let kept = self.found(key, Call::Get { key: key.to_owned(), seen: Token::default(), must: false }).await?;
-        if self.rule().is_some_and(|rule| rule.cache_ms > 0) {
+        // Who lacks what was written through this node waits that long for it before it says what it has.
+        let may_lack = begun.elapsed() >= Duration::from_millis(SEEN_MS_MAX / 10 * 9);
+        if !may_lack && self.rule().is_some_and(|rule| rule.cache_ms > 0) {
             placed.cache.keep(asked, &self.store, key, kept.clone());
         }
         Ok(kept.map(|kept| kept.value))
