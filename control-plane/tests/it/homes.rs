@@ -16,12 +16,12 @@ async fn world(stores: &str) -> World {
 }
 
 /// Another configuration, and a restart.
-async fn say(world: &mut World, stores: &str) {
+pub(crate) async fn say(world: &mut World, stores: &str) {
     std::fs::write(world.directory.path().join("stores.toml"), stores).unwrap();
     world.restart().await;
 }
 
-async fn plan(world: &World) -> Plan {
+pub(crate) async fn plan(world: &World) -> Plan {
     world.node("fra-1").get("/api/v1/plans/fra-1").await.json().await.unwrap()
 }
 

@@ -1,8 +1,9 @@
 //! Placements of stores: from the configuration into plans.
 
 use selvage_config::control_plane::ControlPlaneConfig;
-use selvage_config::plan::{News, Plan, Told};
+use selvage_config::plan::{News, Told};
 
+use crate::homes::{plan, say};
 use crate::world::World;
 
 /// A control plane whose file says this of stores and placements.
@@ -17,16 +18,6 @@ async fn world(stores: &str) -> World {
     .await;
     say(&mut world, stores).await;
     world
-}
-
-/// Another configuration, and a restart.
-async fn say(world: &mut World, stores: &str) {
-    std::fs::write(world.directory.path().join("stores.toml"), stores).unwrap();
-    world.restart().await;
-}
-
-async fn plan(world: &World) -> Plan {
-    world.node("fra-1").get("/api/v1/plans/fra-1").await.json().await.unwrap()
 }
 
 #[tokio::test]
